@@ -20,4 +20,3 @@ SQRT_EIGENVALUE_TO_MEV = _c.hbar / _c.e * 1e3 * sqrt(_c.e / 1e-20 / _c.atomic_ma
 
 SQRT_EIGENVALUE_TO_THZ = SQRT_EIGENVALUE_TO_MEV * MEV_TO_THZ
 """Frequency ω/2π in THz of a mode whose dynamical-matrix eigenvalue is 1 eV/(Å² amu)."""
-

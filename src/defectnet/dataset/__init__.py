@@ -1,0 +1,1 @@
+"""The dataset: file format, splits, and arrays for training."""

@@ -1,0 +1,1 @@
+"""Hessians, normal modes and phonon densities of states."""

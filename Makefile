@@ -1,0 +1,65 @@
+# make demo | test | lint | format. Environments live in .venvs/, one for the workflow and one per potential.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+MAIN := .venvs/main/bin
+POTENTIALS := sevennet
+RESULTS := results/demo
+
+.PHONY: demo envs test test-unit test-workflow test-potentials lint format config bench lock clean
+
+demo: envs
+	$(MAIN)/snakemake --configfile config/config.yaml
+	@$(MAKE) --no-print-directory $(RESULTS)/report.html
+
+# Snakemake writes its report outside the workflow, from the workflow's results.
+$(RESULTS)/report.html: $(RESULTS)/metrics.json $(RESULTS)/figures/spectra.png
+	$(MAIN)/snakemake --configfile config/config.yaml --report $@
+	@echo "Done: $(RESULTS)/dataset.h5, $(RESULTS)/models/, $(RESULTS)/metrics.json, $@"
+
+envs: .venvs/main/.installed $(POTENTIALS:%=.venvs/%/.installed)
+
+# torch first and pinned, or another package pulls a build of several gigabytes.
+.venvs/%/.installed: envs/%.txt pyproject.toml
+	@echo "Setting up .venvs/$* (a few minutes the first time)"
+	$(PYTHON) -m venv --clear .venvs/$*
+	.venvs/$*/bin/python -m pip install --quiet $$(grep '^torch==' $<)
+	.venvs/$*/bin/python -m pip install --quiet --requirement $<
+	.venvs/$*/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+test: test-unit test-workflow test-potentials
+
+test-unit: envs
+	$(MAIN)/python -m pytest tests/unit
+
+test-workflow: envs
+	$(MAIN)/python -m pytest tests/workflow
+
+test-potentials: envs
+	for name in $(POTENTIALS); do .venvs/$$name/bin/python -m pytest tests/potentials || exit 1; done
+
+lint: envs
+	$(MAIN)/ruff check .
+	$(MAIN)/ruff format --check .
+	$(MAIN)/snakefmt --check Snakefile workflow
+	$(MAIN)/snakemake --lint
+	$(MAIN)/snakemake --lint --configfile config/paper.yaml
+
+format: envs
+	$(MAIN)/ruff check --fix .
+	$(MAIN)/ruff format .
+	$(MAIN)/snakefmt Snakefile workflow
+
+# The generated files that tests/unit/test_config.py compares with the models.
+config: envs
+	$(MAIN)/defectnet config > config/config.yaml
+	$(MAIN)/defectnet config --schema > config/schema.json
+
+bench: envs
+	.venvs/sevennet/bin/python tests/bench/evaluation.py
+
+# Resolve the newest versions that pyproject.toml allows and pin them.
+lock:
+	for name in main $(POTENTIALS); do sh envs/lock.sh $(PYTHON) $$name || exit 1; done
+
+clean:
+	rm -rf .venvs .snakemake results/demo

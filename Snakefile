@@ -1,0 +1,34 @@
+# Dopants and their concentrations from phonon spectra: hosts -> dopants -> supercells -> relaxation -> phonons
+# -> dataset -> training -> report. One rule, one command of `defectnet`, one module of the same name.
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+# Two configuration files would be merged, and values of the demo would leak into other runs.
+if not workflow.config_settings.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/check.smk"
+include: "workflow/rules/dopants.smk"
+include: "workflow/rules/supercells.smk"
+include: "workflow/rules/relax.smk"
+include: "workflow/rules/phonons.smk"
+include: "workflow/rules/dataset.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/report.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        final_outputs(),
+    default_target: True

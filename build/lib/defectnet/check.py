@@ -1,0 +1,53 @@
+"""Everything that can be found wrong before expensive work starts."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+from ruamel.yaml import YAML
+
+from defectnet.config import Config, Potential
+from defectnet.dopants import recommend
+from defectnet.errors import InputError
+from defectnet.hosts.sheet import check_hosts, read_sheet
+from defectnet.layout import Layout
+from defectnet.records import write_atomically
+
+
+def check(settings: Config, layout: Layout) -> Iterator[str]:
+    """Check host sheet, overrides and potential, then write the effective configuration; yields what was found.
+
+    Raises :class:`InputError` that names file, field and remedy.
+    """
+    hosts = read_sheet(settings.hosts.sheet)
+    check_hosts(hosts, settings.hosts.sheet, settings.hosts.vocabulary)
+    yield f"{settings.hosts.sheet}: {len(hosts)} hosts are sound"
+    by_id = {host.id: host for host in hosts}
+    for host_id in settings.dopants.overrides:
+        if host_id not in by_id:
+            raise InputError(f"dopants.overrides.{host_id}: {settings.hosts.sheet} has no host with this id")
+        recommend(by_id[host_id].build(), host_id, settings.dopants, settings.hosts.vocabulary)
+    yield check_potential(settings.potential)
+    text = io.StringIO()
+    YAML(typ="safe").dump(settings.model_dump(mode="json"), text)
+    write_atomically(layout.config, text.getvalue().encode())
+    yield f"wrote {layout.config}"
+
+
+def check_potential(settings: Potential) -> str:
+    """Ask the potential's own interpreter whether it finds package and weights; returns what identifies them."""
+    if shutil.which(settings.python) is None:
+        raise InputError(
+            f"potential.python: {settings.python}: no such interpreter; run `make envs`, or name the interpreter of an "
+            f"environment that has defectnet and the potential {settings.name}"
+        )
+    command = [settings.python, "-m", "defectnet", "potential", "--json", settings.model_dump_json()]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        lines = answer.stderr.strip().splitlines() or ["it said nothing"]
+        said = [line for line in lines if line.startswith("error: ")] or lines[-1:]
+        raise InputError(f"{said[0].removeprefix('error: ')} (asked {settings.python})")
+    return answer.stdout.strip()

@@ -1,0 +1,318 @@
+"""The command line: one command per stage of the workflow, and what surrounds them.
+
+Every stage command takes the configuration and finds its inputs and outputs in the run's results directory
+(:mod:`defectnet.layout`), so the same line works by hand and in a Snakemake rule. Imports are made inside the
+commands: most of them need neither torch nor pymatgen.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from defectnet import __version__
+from defectnet.config import Config, default_yaml, json_schema, load_config, parse_config
+from defectnet.errors import DefectnetError, InputError
+from defectnet.hosts.commands import app as hosts_app
+from defectnet.hosts.sheet import Host, read_sheet
+from defectnet.layout import Layout
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(
+    help="Dopants and their concentrations from phonon spectra.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(hosts_app, name="hosts", help="Make, check and show host sheets.")
+records_app = typer.Typer(help="Look after finished work.", no_args_is_help=True)
+app.add_typer(records_app, name="records")
+
+ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file.")]
+Batch = Annotated[str, typer.Option("--batch", help="Name of a batch; a host id when hosts.per_batch is 1.")]
+DEFAULT_CONFIG = Path("config/config.yaml")
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are printed without a traceback."""
+    _log_to_stderr()
+    try:
+        app()
+    except DefectnetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _log_to_stderr() -> None:
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False)
+        handler.setFormatter(logging.Formatter("%(message)s", "[%X]"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger("defectnet")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(f"defectnet {__version__}")
+        raise typer.Exit
+
+
+@app.command("config")
+def config_command(
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema instead.")] = False,
+) -> None:
+    """Print the default configuration, from which config/config.yaml is generated."""
+    print(json_schema() if schema else default_yaml(), end="")
+
+
+@app.command()
+def check(
+    config: ConfigFile = DEFAULT_CONFIG,
+    values: Annotated[str | None, typer.Option("--json", help="The configuration as JSON instead of a file.")] = None,
+) -> None:
+    """Check configuration, host sheet and potential before anything expensive; write the effective configuration."""
+    from defectnet.check import check as check_everything
+
+    settings = load_config(config) if values is None else parse_config(json.loads(values), "configuration")
+    layout = Layout(Path(settings.run.results))
+    for line in check_everything(settings, layout):
+        log.info(line)
+
+
+@app.command()
+def potential(
+    config: ConfigFile = DEFAULT_CONFIG,
+    values: Annotated[str | None, typer.Option("--json", help="The potential block as JSON.")] = None,
+) -> None:
+    """Find the potential's package and weights and print what identifies them."""
+    from defectnet import potentials
+    from defectnet.config import Potential
+
+    settings = load_config(config).potential if values is None else Potential.model_validate_json(values)
+    identity = potentials.identify(settings)
+    print(f"{identity.name} {identity.model} {identity.dtype}, weights sha256 {identity.weights}")
+
+
+def _run(config: Path) -> tuple[Config, list[Host], Layout]:
+    settings = load_config(config)
+    return settings, read_sheet(settings.hosts.sheet), Layout(Path(settings.run.results))
+
+
+def _batch(config: Path, name: str) -> tuple[Config, list[Host], Layout]:
+    from defectnet.batches import select_batch
+
+    settings, hosts, layout = _run(config)
+    return settings, select_batch(hosts, settings.hosts.per_batch, name), layout
+
+
+def _write_json(path: Path, content: Any) -> None:
+    from defectnet.records import write_atomically
+
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def _read_json(path: Path, made_by: str) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: not there yet; run `{made_by}` first") from None
+    except ValueError as error:
+        raise InputError(f"{path}: damaged ({error}); delete it and run `{made_by}` again") from None
+
+
+@app.command()
+def dopants(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Recommend dopants for the hosts of a batch."""
+    from defectnet.dopants import recommend
+
+    settings, hosts, layout = _batch(config, batch)
+    candidates = {}
+    for host in hosts:
+        answer = recommend(host.build(), host.id, settings.dopants, settings.hosts.vocabulary)
+        candidates[host.id] = [candidate.to_dict() for candidate in answer]
+        told = ", ".join(f"{c.dopant} on {c.replaces} ({c.kind}, {c.recommender} {c.score:.3g})" for c in answer)
+        log.info("%s: %s", host.id, told or "no dopant found")
+    _write_json(layout.batch("dopants", batch), candidates)
+
+
+@app.command()
+def supercells(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Choose the supercell of each host and which of its atoms are replaced."""
+    from defectnet.dopants import Candidate
+    from defectnet.supercells import plan_host
+
+    settings, hosts, layout = _batch(config, batch)
+    recommended = _read_json(layout.batch("dopants", batch), "defectnet dopants")
+    plans, failed = {}, {}
+    for host in hosts:
+        candidates = [Candidate.from_dict(values) for values in recommended[host.id]]
+        try:
+            plan = plan_host(host.id, host.build(), candidates, settings.supercells, settings.run.seed)
+        except DefectnetError as error:  # this host's trouble only
+            failed[host.id] = str(error)
+            log.warning("%s", error)
+            continue
+        plans[host.id] = plan.to_dict()
+        log.info("%s: %d atoms, %d doped cells", host.id, plan.n_sites, len(plan.plans))
+    _write_json(layout.batch("supercells", batch), {"plans": plans, "failed": failed})
+
+
+def _plans(layout: Layout, batch: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Plans by host, and for hosts without one the reason."""
+    from defectnet.supercells import HostPlan
+
+    made = _read_json(layout.batch("supercells", batch), "defectnet supercells")
+    return {host_id: HostPlan.from_dict(plan) for host_id, plan in made["plans"].items()}, made["failed"]
+
+
+@app.command()
+def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Relax hosts and doped supercells; runs in the potential's environment."""
+    from defectnet.batches import PRISTINE, relax_batch
+    from defectnet.records import Entry, RecordStore, write_manifest
+
+    settings, hosts, layout = _batch(config, batch)
+    plans, failed = _plans(layout, batch)
+    planned = [host for host in hosts if host.id in plans]
+    entries = [Entry(host_id, PRISTINE, "failed", reason=reason) for host_id, reason in failed.items()]
+    entries += relax_batch(planned, plans, settings, RecordStore(layout.records))
+    write_manifest(layout.batch("relax", batch), entries)
+
+
+@app.command()
+def phonons(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Compute phonon modes of everything that is relaxed; runs in the potential's environment."""
+    from defectnet.batches import phonon_batch
+    from defectnet.records import RecordStore, read_manifest, write_manifest
+
+    settings, _, layout = _batch(config, batch)
+    relaxations = read_manifest(layout.batch("relax", batch))
+    plans, _ = _plans(layout, batch)
+    entries = phonon_batch(relaxations, plans, settings, RecordStore(layout.records))
+    write_manifest(layout.batch("phonons", batch), entries)
+
+
+@app.command()
+def dataset(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Collect all finished spectra into dataset.h5 and list what is missing."""
+    from defectnet.dataset.aggregate import aggregate
+
+    settings, hosts, layout = _run(config)
+    doped, missing = aggregate(hosts, settings, layout)
+    log.info("%s: %d doped spectra; %d missing", layout.dataset, doped, len(missing))
+    if missing:
+        table = Table("host", "item", "status", "reason", title="missing work")
+        for entry in missing[:50]:
+            table.add_row(entry.host, entry.item, entry.status, entry.reason)
+        Console(stderr=True, width=160).print(table)
+        if len(missing) > 50:
+            log.info("%d more in %s", len(missing) - 50, layout.missing)
+
+
+@app.command()
+def train(
+    config: ConfigFile = DEFAULT_CONFIG,
+    split: Annotated[str, typer.Option(help="What the test part shares with the training part: host or row.")] = "host",
+    repeat: Annotated[int, typer.Option(min=0, help="Number of the repetition; each draws another split.")] = 0,
+) -> None:
+    """Train DefectNet on one split of the dataset."""
+    from defectnet.training.fit import train as fit
+
+    settings = load_config(config)
+    layout = Layout(Path(settings.run.results))
+    path = fit(layout.dataset, settings.training, split, repeat, settings.run.seed, layout.model(split, repeat))
+    log.info("wrote %s", path)
+
+
+@app.command()
+def evaluate(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Score all trained networks and the baselines on held-out spectra."""
+    from defectnet.training.evaluate import evaluate as score
+
+    settings = load_config(config)
+    layout = Layout(Path(settings.run.results))
+    score(layout.dataset, layout.models(settings.training.repeats), layout.metrics, layout.predictions)
+    log.info("wrote %s and %s", layout.metrics, layout.predictions)
+
+
+@app.command()
+def figures(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Draw the figures of the report."""
+    from defectnet.report.figures import figures as draw
+
+    settings = load_config(config)
+    layout = Layout(Path(settings.run.results))
+    histories = [model / "history.csv" for model in layout.models(settings.training.repeats)]
+    draw(layout.dataset, layout.metrics, layout.predictions, histories, layout.figure("x").parent)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(help="checkpoint.pt of a trained network.")],
+    pristine: Annotated[Path, typer.Option(help="Two columns: energy in meV, intensity of the undoped host.")],
+    doped: Annotated[Path, typer.Option(help="Two columns: energy in meV, intensity of the doped sample.")],
+    formula: Annotated[str, typer.Option(help="Chemical formula of the host.")],
+    candidates: Annotated[str, typer.Option(help="Dopants to ask about, separated by commas.")],
+) -> None:
+    """Concentrations of candidate dopants from two spectra."""
+    from defectnet.training.predict import predict as ask
+    from defectnet.training.predict import read_spectrum
+
+    wanted = [symbol.strip() for symbol in candidates.split(",") if symbol.strip()]
+    answer = ask(model, read_spectrum(pristine), read_spectrum(doped), formula, wanted)
+    table = Table("dopant", "concentration (at.%)")
+    for symbol, fraction in answer.items():
+        table.add_row(symbol, f"{100 * fraction:.2f}")
+    Console().print(table)
+
+
+@records_app.command()
+def verify(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Read every record of a run and report damaged and failed ones; changes nothing."""
+    from defectnet.progress import track
+    from defectnet.records import read_record
+
+    layout = Layout(Path(load_config(config).run.results))
+    paths = sorted(layout.records.glob("*/*/*.h5"))
+    bad = 0
+    for path in track(paths, "reading records"):
+        try:
+            record = read_record(path)
+        except DefectnetError as error:
+            bad += 1
+            print(error)
+            continue
+        if not record.done:
+            print(f"{path}: failed: {record.header['reason']}")
+    print(f"{len(paths)} records, {bad} damaged")
+    if bad:
+        raise typer.Exit(1)
+
+
+@records_app.command("forget-failed")
+def forget_failed(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Delete the records of failed work, so that the next run tries it again; finished work is not touched."""
+    from defectnet.records import read_record
+
+    layout = Layout(Path(load_config(config).run.results))
+    for path in sorted(layout.records.glob("*/*/*.h5")):
+        record = read_record(path)
+        if not record.done:
+            path.unlink()
+            print(f"{path}: forgotten: {record.header['reason']}")

@@ -1,0 +1,263 @@
+"""The configuration: one pydantic model per block, the single source of defaults, ranges and units.
+
+``config/config.yaml`` and ``config/schema.json`` are generated from these models (``defectnet config``).
+Units are part of the field names; concentrations are fractions of the sites of the undoped supercell.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from ase.data import chemical_symbols
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from defectnet.elements import MAX_Z, PUBLISHED_VOCABULARY
+from defectnet.errors import InputError
+
+
+def _known_element(symbol: str) -> str:
+    if symbol not in chemical_symbols[1 : MAX_Z + 1]:
+        raise ValueError(f"{symbol!r} is not an element between H and Ba")
+    return symbol
+
+
+Element = Annotated[str, AfterValidator(_known_element)]
+
+
+class Block(BaseModel):
+    """Base of all blocks: unknown keys are errors, values cannot be changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def digest(self, *, exclude: set[str] | None = None) -> str:
+        """Hexadecimal SHA-256 of the block's values, independent of key order."""
+        text = json.dumps(self.model_dump(mode="json", exclude=exclude), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Run(Block):
+    """Name, place and seed of a run."""
+
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the run, used in titles.")
+    results: str = Field("results/demo", description="Directory that receives everything this run makes.")
+    seed: int = Field(20250602, ge=0, description="Master seed; each host and purpose draws from its own stream.")
+
+
+class Hosts(Block):
+    """Host crystals and how they are shared out to jobs."""
+
+    sheet: str = Field("config/hosts/demo.tsv", description="Host sheet made by `defectnet hosts select`.")
+    per_batch: int = Field(
+        1, ge=1, description="Hosts per job. 1 fans out per host; on a cluster choose tens of minutes of work."
+    )
+    vocabulary: tuple[Element, ...] = Field(
+        PUBLISHED_VOCABULARY, min_length=2, description="Elements that hosts and dopants may contain."
+    )
+
+
+class Dopants(Block):
+    """How dopants are recommended."""
+
+    n_type: int = Field(5, ge=0, le=20, description="Recommended n-type dopants per host.")
+    p_type: int = Field(5, ge=0, le=20, description="Recommended p-type dopants per host.")
+    probability_min: float = Field(
+        1e-3, gt=0, lt=1, description="Smallest Hautier substitution probability that is accepted."
+    )
+    overrides: dict[str, dict[Element, tuple[Element, ...]]] = Field(
+        {},
+        description="Own lists instead of recommendations: host id -> replaced element -> dopants.",
+    )
+
+    @model_validator(mode="after")
+    def _at_least_one(self) -> Dopants:
+        if self.n_type + self.p_type == 0:
+            raise ValueError("n_type + p_type must be at least 1")
+        return self
+
+
+class Supercells(Block):
+    """Size of the supercells and what is substituted in them."""
+
+    atoms_min: int = Field(30, ge=2, le=5000, description="Smallest number of atoms of a supercell.")
+    atoms_max: int = Field(40, ge=2, le=5000, description="Largest number of atoms of a supercell.")
+    doped_per_host: int = Field(6, ge=1, le=1000, description="Doped supercells per host.")
+    species_min: int = Field(1, ge=1, le=6, description="Fewest coexisting dopant species.")
+    species_max: int = Field(6, ge=1, le=6, description="Most coexisting dopant species.")
+    concentration_min: float = Field(
+        0.002, gt=0, le=1, description="Lowest concentration per species, as a fraction (0.002 = 0.2 at.%)."
+    )
+    concentration_max: float = Field(
+        0.25, gt=0, le=1, description="Highest concentration of all species together, as a fraction (0.25 = 25 at.%)."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Supercells:
+        for low, high in (
+            ("atoms_min", "atoms_max"),
+            ("species_min", "species_max"),
+            ("concentration_min", "concentration_max"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} ({getattr(self, low)}) must not exceed {high} ({getattr(self, high)})")
+        return self
+
+
+class Potential(Block):
+    """The machine-learned potential and the environment it runs in."""
+
+    name: Literal["sevennet", "analytic"] = Field(
+        "sevennet", description="Package that evaluates forces; each lives in its own environment under envs/."
+    )
+    model: str = Field("7net-0", description="Name of a pretrained model that the package knows.")
+    checkpoint: str | None = Field(
+        None,
+        description="File with weights instead of a pretrained model. Checkpoints are pickles: load only your own.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+    dtype: Literal["float32", "float64"] = Field("float32", description="Floating-point type of the model.")
+    atoms_per_pass: int = Field(
+        64, ge=1, description="Atoms evaluated in one forward pass; raise it on a GPU until memory is full."
+    )
+    python: str = Field(
+        ".venvs/sevennet/bin/python",
+        description="Interpreter of the potential's environment; `python` when conda provides it.",
+    )
+
+
+class Relaxation(Block):
+    """Relaxation of hosts and doped supercells."""
+
+    fmax_eV_per_A: float = Field(0.01, gt=0, le=1, description="Largest residual force on any atom.")
+    steps_max: int = Field(500, ge=1, description="Optimiser steps before a structure counts as not converged.")
+    optimizer: Literal["LBFGS", "FIRE"] = Field("LBFGS", description="ASE optimiser.")
+    host_cell: bool = Field(True, description="Relax the lattice of the pristine host as well as its positions.")
+    doped_cell: bool = Field(False, description="Relax the lattice of doped supercells (off: dilute limit).")
+
+
+class Phonons(Block):
+    """Reference Hessians by finite differences."""
+
+    displacement_A: float = Field(0.01, gt=0, le=0.1, description="Length of the finite displacements.")
+    symprec_A: float = Field(
+        1e-3, gt=0, le=0.1, description="Tolerance of the symmetry search that saves displacements."
+    )
+
+
+class Spectra(Block):
+    """From modes to densities of states."""
+
+    sigma_meV: float = Field(1.0, gt=0, le=50, description="Standard deviation of the Gaussian broadening.")
+    energy_min_meV: float = Field(-20.0, description="Lower edge of the energy grid; imaginary modes are negative.")
+    energy_max_meV: float = Field(140.0, description="Upper edge of the energy grid.")
+    bin_meV: float = Field(1.0, gt=0, le=20, description="Width of an energy bin.")
+    weighting: Literal["none", "neutron"] = Field(
+        "none", description="none: phonon DOS; neutron: generalised DOS weighted by cross section over mass."
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Spectra:
+        if self.energy_min_meV >= self.energy_max_meV:
+            raise ValueError("energy_min_meV must be below energy_max_meV")
+        return self
+
+
+class Training(Block):
+    """The network and its training."""
+
+    preset: Literal["published"] = Field("published", description="Network and recipe: published is arXiv:2506.00725.")
+    epochs: int = Field(200, ge=1, description="Passes over the training spectra.")
+    batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")
+    learning_rate: float = Field(5e-4, gt=0, description="Adam step size.")
+    validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
+    test_fraction: float = Field(0.2, gt=0, lt=0.5, description="Share of hosts (or rows) held out for the test.")
+    repeats: int = Field(
+        1, ge=1, le=50, description="Independent train/test splits per kind of split; metrics pool their test spectra."
+    )
+    distractor_probability: float = Field(
+        0.5, ge=0, le=1, description="Chance that an absent candidate stays in the mask of a training sample."
+    )
+
+
+class Config(Block):
+    """Everything that determines a run."""
+
+    run: Run = Run()
+    hosts: Hosts = Hosts()
+    dopants: Dopants = Dopants()
+    supercells: Supercells = Supercells()
+    potential: Potential = Potential()
+    relaxation: Relaxation = Relaxation()
+    phonons: Phonons = Phonons()
+    spectra: Spectra = Spectra()
+    training: Training = Training()
+
+
+def parse_config(values: dict[str, Any], source: str) -> Config:
+    """Validate a nested mapping; ``source`` names its origin in messages.
+
+    Raises :class:`InputError` that lists *all* errors with their path and the allowed values.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{source}: {_explain(problem)}" for problem in error.errors()]
+        raise InputError("\n".join(lines)) from None
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and validate a YAML file. Raises :class:`InputError`."""
+    path = Path(path)
+    try:
+        values = YAML(typ="safe").load(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file; start from config/config.yaml") from None
+    except YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from None
+    return parse_config(values or {}, str(path))
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One validation problem in a sentence: path, value, what is allowed, remedy."""
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        allowed = list(_block_at(problem["loc"][:-1]).model_fields)
+        guess = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {guess[0]}? " if guess else ""
+        return f"{path}: unknown key; {hint}allowed keys: {', '.join(allowed)}"
+    message = f"{path}: {problem['msg']} (got {problem['input']!r})"
+    name = str(problem["loc"][-1]) if problem["loc"] else ""
+    if name.startswith("concentration") and isinstance(problem["input"], (int, float)) and problem["input"] > 1:
+        message += f"; concentrations are fractions: write {problem['input'] / 100:g} for {problem['input']:g} at.%"
+    return message
+
+
+def _block_at(loc: tuple[Any, ...]) -> type[BaseModel]:
+    model: type[BaseModel] = Config
+    for part in loc:
+        model = model.model_fields[str(part)].annotation  # blocks nest one level deep
+    return model
+
+
+def default_yaml() -> str:
+    """The default configuration as commented YAML, generated from the models."""
+    lines = [
+        "# Default configuration: the demo. Generated by `defectnet config`; config/README.md explains the blocks."
+    ]
+    for name, field in Config.model_fields.items():
+        block = field.default
+        lines += ["", f"{name}:"]
+        for key, info in type(block).model_fields.items():
+            value = block.model_dump(mode="json")[key]
+            lines += [f"  # {info.description}", f"  {key}: {json.dumps(value)}"]
+    return "\n".join(lines) + "\n"
+
+
+def json_schema() -> str:
+    """JSON schema of the configuration, for editors and `snakemake.utils.validate`."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"

@@ -1,0 +1,432 @@
+"""The dataset: one HDF5 file with every finished spectrum, from normal modes to training targets.
+
+Layout, schema version 1 (H hosts, S spectra, B bins, E elements of one spectrum, M modes of one spectrum)::
+
+    attributes         schema_version, defectnet_version, vocabulary, spectra (JSON), provenance (JSON), digest
+    /grid/edges_meV    [B + 1]
+    /hosts/            id, formula, composition [H, 56], candidates [H, 56] bool,
+                       replaces (JSON: dopant -> replaced element), pristine (row of /spectra, -1 when missing)
+    /spectra/          id, host (row of /hosts), fidelity, pristine bool, concentrations [S, 56], pdos [S, B],
+                       n_atoms, potential, potential_digest, record_digest
+    /spectra/quality/  one column [S] per reported quantity, NaN where a spectrum does not have it
+    /modes/            energy_meV [ΣM] with mode_offset [S + 1]; weights [ΣM·E] with weight_offset [S + 1], one
+                       spectrum row-major [M, E]; elements (atomic numbers) [ΣE] with element_offset [S + 1]
+    /missing/          host, item, stage, status, reason
+
+Arrays over elements have index Z - 1. Compositions are atomic fractions, concentrations are fractions of the sites
+of the undoped supercell, ``pdos`` is in 1/meV and integrates to 1 as far as the grid covers the modes.
+The modes are kept so that broadening, binning, weighting and axes can change without computing phonons again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+
+from defectnet import __version__
+from defectnet.config import Spectra
+from defectnet.elements import MAX_Z, element_vector
+from defectnet.errors import InputError, RecordError
+from defectnet.phonons.modes import Modes
+from defectnet.phonons.pdos import energy_edges, spectrum
+
+SCHEMA_VERSION = 1
+
+FIDELITIES = ("direct", "superposed", "mass_only")
+"""How a spectrum was obtained: all force constants computed, superposed single defects, or masses changed only."""
+
+RAGGED_CHUNK = 1 << 16
+COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+
+
+@dataclass(frozen=True)
+class HostEntry:
+    """A host crystal.
+
+    composition : atomic fraction by symbol; sums to 1.
+    candidates  : dopant symbol -> symbol of the host element it may replace.
+    """
+
+    id: str
+    formula: str
+    composition: Mapping[str, float]
+    candidates: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class SpectrumEntry:
+    """One supercell's modes and what is known about them.
+
+    concentrations : dopant symbol -> fraction of the sites of the undoped supercell; empty for a pristine cell.
+    quality        : any named numbers, such as ``residual_force_eV_per_A`` or ``n_imaginary``.
+    """
+
+    id: str
+    host_id: str
+    fidelity: str
+    concentrations: Mapping[str, float]
+    modes: Modes
+    n_atoms: int
+    potential: str
+    potential_digest: str
+    record_digest: str
+    quality: Mapping[str, float] = field(default_factory=dict)
+    pristine: bool = False
+
+
+@dataclass(frozen=True)
+class MissingEntry:
+    """Work that the dataset lacks: ``status`` is what became of it, ``reason`` why, in words."""
+
+    host: str
+    item: str
+    stage: str
+    status: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class HostTable:
+    """Hosts as columns: H rows; ``composition`` and ``candidates`` [H, 56]; ``pristine`` is -1 when missing."""
+
+    id: list[str]
+    formula: list[str]
+    composition: np.ndarray
+    candidates: np.ndarray
+    replaces: list[dict[str, str]]
+    pristine: np.ndarray
+
+
+@dataclass(frozen=True)
+class SpectrumTable:
+    """Spectra as columns: S rows; ``concentrations`` [S, 56]; ``pdos`` [S, B] in 1/meV; ``quality`` by name."""
+
+    id: list[str]
+    host: np.ndarray
+    fidelity: list[str]
+    pristine: np.ndarray
+    concentrations: np.ndarray
+    pdos: np.ndarray
+    n_atoms: np.ndarray
+    potential: list[str]
+    potential_digest: list[str]
+    record_digest: list[str]
+    quality: dict[str, np.ndarray]
+
+
+def write_dataset(
+    path: Path,
+    hosts: Sequence[HostEntry],
+    spectra: Iterable[SpectrumEntry],
+    settings: Spectra,
+    vocabulary: Sequence[str],
+    missing: Sequence[MissingEntry] = (),
+    provenance: Mapping[str, Any] | None = None,
+) -> str:
+    """Write the whole dataset and return its content digest.
+
+    ``spectra`` is consumed once, in order; one spectrum's modes are in memory at a time. The file appears under
+    its name only when it is complete and on disk. Same arguments, same bytes.
+
+    Raises :class:`InputError` for inconsistent entries (unknown host or element, dopant that is no candidate,
+    doped spectra without a pristine one, repeated id) and :class:`RecordError` when the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(temporary, "w", libver=("v110", "v110"), track_order=False) as file:
+            file.attrs["schema_version"] = SCHEMA_VERSION
+            file.attrs["defectnet_version"] = __version__
+            file.attrs["vocabulary"] = json.dumps(list(vocabulary))
+            file.attrs["spectra"] = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+            file.attrs["provenance"] = json.dumps(dict(provenance or {}), sort_keys=True)
+            file["grid/edges_meV"] = energy_edges(settings)
+            pristine = _write_spectra(file, hosts, spectra, settings, frozenset(vocabulary))
+            _write_hosts(file.create_group("hosts"), hosts, pristine, frozenset(vocabulary))
+            group = file.create_group("missing")
+            for name in (column.name for column in fields(MissingEntry)):
+                _write_text(group, name, [getattr(entry, name) for entry in missing])
+            file.attrs["digest"] = digest = _digest(file)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RecordError(
+            f"{path}: cannot write the dataset: {error}; free space or fix the permissions of {path.parent} "
+            "and rerun `defectnet dataset`, records are intact"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def _write_hosts(
+    group: h5py.Group, hosts: Sequence[HostEntry], pristine: dict[str, int], vocabulary: frozenset[str]
+) -> None:
+    for host in hosts:
+        _refuse_unknown(f"host {host.id}", {*host.composition, *host.candidates}, vocabulary)
+        if abs(sum(host.composition.values()) - 1) > 1e-6:
+            raise InputError(f"host {host.id}: atomic fractions sum to {sum(host.composition.values()):g}, not 1")
+    _write_text(group, "id", [host.id for host in hosts])
+    _write_text(group, "formula", [host.formula for host in hosts])
+    _write_text(group, "replaces", [json.dumps(dict(host.candidates), sort_keys=True) for host in hosts])
+    group["composition"] = np.array([element_vector(host.composition) for host in hosts]).reshape(-1, MAX_Z)
+    candidates = [element_vector(dict.fromkeys(host.candidates, 1.0)) for host in hosts]
+    group["candidates"] = np.array(candidates, dtype=bool).reshape(-1, MAX_Z)
+    group["pristine"] = np.array([pristine.get(host.id, -1) for host in hosts], dtype=np.int64)
+
+
+def _write_spectra(
+    file: h5py.File,
+    hosts: Sequence[HostEntry],
+    spectra: Iterable[SpectrumEntry],
+    settings: Spectra,
+    vocabulary: frozenset[str],
+) -> dict[str, int]:
+    """Stream the spectra; returns the row of each host's pristine one. Only /modes grows on disk meanwhile."""
+    by_id = {host.id: host for host in hosts}
+    row_of_host = {host.id: row for row, host in enumerate(hosts)}
+    if len(by_id) != len(hosts):
+        raise InputError("host ids must be unique")
+    edges = file["grid/edges_meV"][()]
+    modes = file.create_group("modes")
+    energies = _Ragged(modes, "energy_meV", "mode_offset", np.float32)
+    weights = _Ragged(modes, "weights", "weight_offset", np.float32)
+    elements = _Ragged(modes, "elements", "element_offset", np.uint8)
+
+    rows: list[SpectrumEntry] = []
+    densities: list[np.ndarray] = []
+    pristine: dict[str, int] = {}
+    seen: set[str] = set()
+    for entry in spectra:
+        _check(entry, by_id, vocabulary)
+        if entry.id in seen or (entry.pristine and entry.host_id in pristine):
+            raise InputError(f"spectrum {entry.id}: a second one with this id, or a second pristine one of its host")
+        seen.add(entry.id)
+        if entry.pristine:
+            pristine[entry.host_id] = len(rows)
+        energies.append(entry.modes.energies_meV)
+        weights.append(entry.modes.weights)
+        elements.append(np.array([atomic_numbers[symbol] for symbol in entry.modes.elements]))
+        densities.append(spectrum(entry.modes, edges, settings).astype(np.float32))
+        rows.append(_without_modes(entry))
+    for entry in rows:
+        if entry.host_id not in pristine:
+            raise InputError(
+                f"host {entry.host_id}: spectrum {entry.id} has no pristine spectrum to be compared with; "
+                "list it under missing"
+            )
+    for ragged in (energies, weights, elements):
+        ragged.close()
+
+    group = file.create_group("spectra")
+    for name in ("id", "fidelity", "potential", "potential_digest", "record_digest"):
+        _write_text(group, name, [getattr(entry, name) for entry in rows])
+    group["host"] = np.array([row_of_host[entry.host_id] for entry in rows], dtype=np.int64)
+    group["pristine"] = np.array([entry.pristine for entry in rows], dtype=bool)
+    group["n_atoms"] = np.array([entry.n_atoms for entry in rows], dtype=np.int64)
+    concentrations = np.array([element_vector(entry.concentrations) for entry in rows]).reshape(-1, MAX_Z)
+    density = np.array(densities, dtype=np.float32).reshape(-1, len(edges) - 1)
+    for name, array in (("concentrations", concentrations), ("pdos", density)):
+        group.create_dataset(name, data=array, **(COMPRESSED if rows else {}))
+    quality = group.create_group("quality")
+    for name in sorted({name for entry in rows for name in entry.quality}):
+        quality[name] = np.array([entry.quality.get(name, np.nan) for entry in rows], dtype=np.float64)
+    return pristine
+
+
+def _without_modes(entry: SpectrumEntry) -> SpectrumEntry:
+    """The entry's columns alone: 16,000 spectra fit in memory without their modes."""
+    kept = {column.name: getattr(entry, column.name) for column in fields(entry)}
+    return SpectrumEntry(**kept | {"modes": Modes(np.empty(0), np.empty((0, 0)), ())})
+
+
+def _check(entry: SpectrumEntry, hosts: Mapping[str, HostEntry], vocabulary: frozenset[str]) -> None:
+    where = f"spectrum {entry.id}"
+    if entry.host_id not in hosts:
+        raise InputError(f"{where}: its host {entry.host_id} is not among the hosts")
+    if entry.fidelity not in FIDELITIES:
+        raise InputError(f"{where}: fidelity {entry.fidelity!r} is none of {', '.join(FIDELITIES)}")
+    _refuse_unknown(where, {*entry.concentrations, *entry.modes.elements}, vocabulary)
+    present = {symbol for symbol, fraction in entry.concentrations.items() if fraction > 0}
+    if entry.pristine == bool(present):
+        raise InputError(f"{where}: a pristine cell holds no dopant and a doped one at least one, not {len(present)}")
+    if unforeseen := present - set(hosts[entry.host_id].candidates):
+        raise InputError(f"{where}: {', '.join(sorted(unforeseen))} is no candidate of host {entry.host_id}")
+    if entry.modes.weights.shape != (len(entry.modes.energies_meV), len(entry.modes.elements)):
+        raise InputError(f"{where}: mode weights have shape {entry.modes.weights.shape}")
+
+
+def _refuse_unknown(where: str, symbols: set[str], vocabulary: frozenset[str]) -> None:
+    if unknown := symbols - vocabulary:
+        raise InputError(f"{where}: {', '.join(sorted(unknown))} is not in hosts.vocabulary")
+
+
+def _write_text(group: h5py.Group, name: str, values: Sequence[str]) -> None:
+    group.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())
+
+
+class _Ragged:
+    """A compressed flat dataset that grows by one spectrum's values at a time, and the offsets between them."""
+
+    def __init__(self, group: h5py.Group, name: str, offset_name: str, dtype: type) -> None:
+        self.group, self.offset_name, self.dtype = group, offset_name, dtype
+        self.values = group.create_dataset(
+            name, shape=(0,), maxshape=(None,), chunks=(RAGGED_CHUNK,), dtype=dtype, **COMPRESSED
+        )
+        self.offsets = [0]
+        self.pending: list[np.ndarray] = []
+
+    def append(self, values: np.ndarray) -> None:
+        flat = np.asarray(values, dtype=self.dtype).ravel()
+        self.pending.append(flat)
+        self.offsets.append(self.offsets[-1] + flat.size)
+        if self.offsets[-1] - len(self.values) >= RAGGED_CHUNK:
+            self.flush()
+
+    def flush(self) -> None:
+        start = len(self.values)
+        self.values.resize((self.offsets[-1],))
+        if self.pending:
+            self.values[start:] = np.concatenate(self.pending)
+        self.pending = []
+
+    def close(self) -> None:
+        self.flush()
+        self.group[self.offset_name] = np.array(self.offsets, dtype=np.int64)
+
+
+def _digest(file: h5py.File) -> str:
+    """SHA-256 of all arrays and of the attributes that give them meaning, not of version and provenance."""
+    total = hashlib.sha256()
+    for name in ("schema_version", "vocabulary", "spectra"):
+        total.update(f"{name}={file.attrs[name]};".encode())
+    names: list[str] = []
+    file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    for name in sorted(names):
+        item = file[name]
+        text = h5py.check_string_dtype(item.dtype) is not None
+        total.update(f"{name}{'text' if text else item.dtype.str}{item.shape};".encode())
+        for start in range(0, len(item), RAGGED_CHUNK):
+            part = item[start : start + RAGGED_CHUNK]
+            total.update(json.dumps([value.decode() for value in part]).encode() if text else part.tobytes())
+    return total.hexdigest()
+
+
+def content_digest(path: Path) -> str:
+    """Hexadecimal SHA-256 of what the dataset says, computed from its content. Raises :class:`RecordError`."""
+    with Dataset(path) as dataset:
+        return dataset.recomputed_digest()
+
+
+class Dataset:
+    """Reader of a dataset file; use it as a context manager. Tables are loaded at once, modes on request.
+
+    Raises :class:`RecordError` when the file is not a complete dataset of this schema version.
+
+    vocabulary : symbols that hosts and dopants may contain
+    settings   : :class:`~defectnet.config.Spectra` of the ``pdos`` column
+    edges_meV  : [B + 1] bin edges of the ``pdos`` column
+    hosts, spectra, missing : tables of this module
+    digest     : content digest stored by the writer
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise InputError(f"{self.path}: no such dataset; make it with `defectnet dataset`")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise self._damaged(error) from None
+        try:
+            self._load()
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
+            self._file.close()
+            raise self._damaged(error) from None
+        except RecordError:
+            self._file.close()
+            raise
+
+    def _load(self) -> None:
+        file = self._file
+        version = int(file.attrs["schema_version"])
+        if version != SCHEMA_VERSION:
+            raise RecordError(
+                f"{self.path}: schema version {version}, this package reads {SCHEMA_VERSION}; "
+                "delete it and rerun `defectnet dataset`, records are intact"
+            )
+        self.digest = str(file.attrs["digest"])
+        self.defectnet_version = str(file.attrs["defectnet_version"])
+        self.vocabulary = tuple(json.loads(file.attrs["vocabulary"]))
+        self.settings = Spectra.model_validate_json(file.attrs["spectra"])
+        self.provenance: dict[str, Any] = json.loads(file.attrs["provenance"])
+        self.edges_meV: np.ndarray = file["grid/edges_meV"][()]
+        hosts = _columns(file["hosts"])
+        hosts["replaces"] = [json.loads(text) for text in hosts["replaces"]]
+        self.hosts = HostTable(**hosts)
+        self.spectra = SpectrumTable(**_columns(file["spectra"]), quality=_columns(file["spectra/quality"]))
+        missing = _columns(file["missing"])
+        names = [column.name for column in fields(MissingEntry)]
+        self.missing = [MissingEntry(*row) for row in zip(*(missing[name] for name in names), strict=True)]
+        self._offsets = {name: file["modes"][name][()] for name in ("mode_offset", "weight_offset", "element_offset")}
+
+    def _damaged(self, error: Exception) -> RecordError:
+        return RecordError(
+            f"{self.path}: not a complete dataset ({error}); "
+            "delete it and rerun `defectnet dataset`, records are intact"
+        )
+
+    @property
+    def doped(self) -> np.ndarray:
+        """Rows of the doped spectra, ascending."""
+        return np.flatnonzero(~self.spectra.pristine)
+
+    def modes(self, row: int) -> Modes:
+        """The modes of one spectrum, read from disk; energies and weights as float64 (stored as float32)."""
+        group = self._file["modes"]
+        try:
+            numbers = group["elements"][self._span("element_offset", row)]
+            energies = group["energy_meV"][self._span("mode_offset", row)].astype(np.float64)
+            weights = group["weights"][self._span("weight_offset", row)].astype(np.float64)
+        except OSError as error:
+            raise self._damaged(error) from None
+        symbols = tuple(chemical_symbols[number] for number in numbers)
+        return Modes(energies, weights.reshape(len(energies), len(symbols)), symbols)
+
+    def _span(self, name: str, row: int) -> slice:
+        return slice(int(self._offsets[name][row]), int(self._offsets[name][row + 1]))
+
+    def recomputed_digest(self) -> str:
+        """The content digest computed afresh; differs from :attr:`digest` if a value was damaged or edited."""
+        try:
+            return _digest(self._file)
+        except OSError as error:
+            raise self._damaged(error) from None
+
+    def __enter__(self) -> Dataset:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _columns(group: h5py.Group) -> dict[str, Any]:
+    """Datasets directly under a group: text as lists of str, numbers as arrays."""
+    return {
+        name: item.asstr()[()].tolist() if h5py.check_string_dtype(item.dtype) else item[()]
+        for name, item in group.items()
+        if isinstance(item, h5py.Dataset)
+    }

@@ -1,0 +1,175 @@
+"""``defectnet hosts``: make, check and look at host sheets."""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from defectnet.errors import InputError
+
+if TYPE_CHECKING:
+    from defectnet.hosts.filters import Candidates, Rejection
+    from defectnet.hosts.sheet import Host
+
+app = typer.Typer(no_args_is_help=True, help="Make, check and look at host sheets.")
+
+SHEET = Annotated[Path, typer.Argument(help="Host sheet.")]
+
+
+CONFIG = Annotated[Path | None, typer.Option(help="Configuration whose hosts.vocabulary counts.")]
+
+
+class Source(StrEnum):
+    """Where candidates come from."""
+
+    CURATED = "curated"
+    DIRECTORY = "directory"
+    OPTIMADE_FILE = "optimade-file"
+
+
+@app.command()
+def select(
+    source: Annotated[Source, typer.Option(help="Kind of candidates.")] = Source.CURATED,
+    path: Annotated[
+        Path | None, typer.Option(help="Sheet, directory or JSON-lines file; curated has one of its own.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(min=1, help="Hosts in the finished sheet; all that pass by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the choice when there are more candidates than --n.")] = 20250602,
+    max_atoms: Annotated[int, typer.Option(min=1, help="Most atoms in the primitive cell.")] = 25,
+    elements_min: Annotated[int, typer.Option(min=1, help="Fewest elements.")] = 2,
+    elements_max: Annotated[int, typer.Option(min=1, help="Most elements.")] = 5,
+    elemental: Annotated[bool, typer.Option("--elemental", help="Accept hosts of one element too.")] = False,
+    gap_min: Annotated[float | None, typer.Option(help="Smallest known band gap in eV.")] = None,
+    gap_max: Annotated[float | None, typer.Option(help="Largest known band gap in eV.")] = None,
+    require_gap: Annotated[bool, typer.Option("--require-gap", help="Drop hosts without a known gap.")] = False,
+    gap_field: Annotated[
+        list[str] | None, typer.Option(help="OPTIMADE field with the gap in eV; wildcards; repeat, best first.")
+    ] = None,
+    config: CONFIG = None,
+    rejected: Annotated[Path | None, typer.Option(help="Table of every rejected candidate and why.")] = None,
+    extend: Annotated[Path | None, typer.Option(help="Append to this sheet instead of writing --output.")] = None,
+    output: Annotated[Path | None, typer.Option(help="New sheet; an existing file is replaced.")] = None,
+) -> None:
+    """Select hosts from a source and write them to a sheet."""
+    from defectnet.hosts import filters, sheet
+    from defectnet.hosts.select import select_hosts
+
+    if (extend is None) == (output is None):
+        raise InputError("--output: give either --output FILE for a new sheet or --extend SHEET to append to one")
+    criteria = filters.Criteria(
+        vocabulary=_vocabulary(config),
+        elements_min=elements_min,
+        elements_max=elements_max,
+        elemental=elemental,
+        atoms_max=max_atoms,
+        gap_min_eV=gap_min,
+        gap_max_eV=gap_max,
+        require_gap=require_gap,
+    )
+    existing = sheet.read_sheet(extend) if extend else []
+    found = _candidates(source, path, gap_field)
+    suitable = filters.apply_criteria(found.hosts, criteria)
+    unique = filters.drop_duplicates(suitable.hosts, existing, partial(_progress, label="duplicates"))
+    refused = [*found.rejected, *suitable.rejected, *unique.rejected]
+    if rejected:
+        filters.write_rejections(rejected, refused)
+    _print_summary(len(found.hosts) + len(found.rejected), refused, len(unique.hosts))
+    selected = select_hosts(unique.hosts, n, seed, existing)
+    if extend:
+        sheet.extend_sheet(extend, selected)
+    else:
+        sheet.write_sheet(output, selected)
+    typer.echo(f"{extend or output}: {len(existing) + len(selected)} hosts, {len(selected)} of them new")
+
+
+@app.command()
+def check(sheet_path: SHEET, config: CONFIG = None) -> None:
+    """Build every host of a sheet and report everything that is wrong."""
+    from defectnet.hosts.sheet import check_hosts, read_sheet
+
+    hosts = read_sheet(sheet_path)
+    check_hosts(hosts, sheet_path, _vocabulary(config), partial(_progress, label="hosts"))
+    typer.echo(f"{sheet_path}: {len(hosts)} hosts, all sound")
+
+
+@app.command()
+def show(sheet_path: SHEET, host_id: Annotated[str | None, typer.Argument(help="Id of one host.")] = None) -> None:
+    """List a sheet, or everything about one of its hosts."""
+    from defectnet.hosts.sheet import read_sheet
+
+    hosts = read_sheet(sheet_path)
+    if host_id is None:
+        _print_sheet(hosts)
+        return
+    host = next((host for host in hosts if host.id == host_id), None)
+    if host is None:
+        import difflib
+
+        near = difflib.get_close_matches(host_id, [host.id for host in hosts], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"`defectnet hosts show {sheet_path}` lists them"
+        raise InputError(f"{sheet_path}: {host_id}: no host has this id; {hint}")
+    _print_host(host)
+
+
+def _vocabulary(config: Path | None) -> tuple[str, ...]:
+    from defectnet.config import Config, load_config
+
+    return (load_config(config) if config else Config()).hosts.vocabulary
+
+
+def _candidates(source: Source, path: Path | None, gap_fields: list[str] | None) -> Candidates:
+    from defectnet.hosts import sources
+
+    if source is Source.CURATED:
+        return sources.curated(path or sources.CURATED_SHEET)
+    if path is None:
+        raise InputError(f"--path: needed with --source {source}; give the directory or file to read")
+    if source is Source.DIRECTORY:
+        return sources.directory(path, partial(_progress, label="files"))
+    return sources.optimade_file(path, gap_fields or sources.GAP_FIELDS, partial(_progress, label="entries"))
+
+
+def _progress(items, label: str):
+    """A progress bar on a terminal, nothing in a log."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=label, disable=None, leave=False)
+
+
+def _print_summary(candidates: int, rejected: list[Rejection], suitable: int) -> None:
+    typer.echo(f"{candidates:6d} candidates")
+    for rule, count in sorted(Counter(rejection.rule for rejection in rejected).items()):
+        example = min((r for r in rejected if r.rule == rule), key=lambda r: r.id)
+        typer.echo(f"{count:6d} rejected: {rule} (such as {example.id}: {example.reason})")
+    typer.echo(f"{suitable:6d} suitable")
+
+
+def _print_sheet(hosts: list[Host]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("id", "formula", "family", "space group", "gap / eV", "atoms", "source", box=None)
+    for host in hosts:
+        gap = "" if host.gap_eV is None else f"{host.gap_eV:g}"
+        group = host.spacegroup or str(host.structure)
+        table.add_row(host.id, host.formula, host.family, group, gap, str(host.n_atoms), host.source)
+    # A pipe gets whole lines; a terminal gets its own width.
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(table)
+    typer.echo(f"{len(hosts)} hosts")
+
+
+def _print_host(host: Host) -> None:
+    from defectnet.hosts.sheet import COLUMNS
+
+    for column in COLUMNS:
+        value = getattr(host, column)
+        if value is not None:
+            typer.echo(f"{column:12}{value}")
+    structure = host.build()
+    typer.echo(f"\nprimitive cell, {structure.volume:.3f} Å³\n{structure}")

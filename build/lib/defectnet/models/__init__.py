@@ -1,0 +1,1 @@
+"""Networks and the baselines they have to beat."""

@@ -1,0 +1,46 @@
+"""Normal modes of a supercell: signed energies and how much each element moves in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from defectnet.units import SQRT_EIGENVALUE_TO_MEV
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Γ-point modes of a supercell without its three rigid translations.
+
+    energies_meV : [M] ascending; imaginary modes are negative.
+    weights      : [M, E] Σ_{i of element} |e_i|², the share of each element; rows sum to 1.
+    elements     : E symbols, in the order of the columns of ``weights``.
+    """
+
+    energies_meV: np.ndarray
+    weights: np.ndarray
+    elements: tuple[str, ...]
+
+
+def diagonalise(hessian: np.ndarray, masses: np.ndarray, symbols: list[str]) -> Modes:
+    """Modes of a mass-weighted Hessian with the rigid translations projected out.
+
+    Parameters: ``hessian`` [3N, 3N] in eV/Å², ``masses`` [N] in amu, ``symbols`` of the N atoms.
+    D = M^-1/2 H M^-1/2, ħω = ħ sqrt(eigenvalue); negative eigenvalues give -ħ sqrt(|eigenvalue|).
+    The three translations e_i ∝ sqrt(m_i) are removed exactly, so M = 3N - 3 (Born & Huang, §15).
+    """
+    n = len(masses)
+    root_mass = np.repeat(np.sqrt(masses), 3)
+    dynamical = hessian / np.outer(root_mass, root_mass)
+    dynamical = 0.5 * (dynamical + dynamical.T)
+    translations = (np.eye(3)[None] * np.sqrt(masses)[:, None, None]).reshape(3 * n, 3) / np.sqrt(masses.sum())
+    # An orthonormal basis of everything but the translations: the trailing columns of a full QR.
+    internal = np.linalg.qr(translations, mode="complete")[0][:, 3:]
+    eigenvalues, vectors = np.linalg.eigh(internal.T @ dynamical @ internal)
+    energies = np.sign(eigenvalues) * np.sqrt(np.abs(eigenvalues)) * SQRT_EIGENVALUE_TO_MEV
+    share = ((internal @ vectors) ** 2).reshape(n, 3, -1).sum(axis=1)  # [N, M]
+    elements = tuple(sorted(set(symbols)))
+    names = np.array(symbols)
+    weights = np.stack([share[names == element].sum(axis=0) for element in elements], axis=1)
+    return Modes(energies, weights, elements)

@@ -1,0 +1,97 @@
+"""Relax pristine hosts (lattice and positions, symmetry kept) and doped supercells (positions) with a potential."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from ase import Atoms
+from ase.constraints import FixSymmetry
+from ase.data import covalent_radii
+from ase.filters import FrechetCellFilter
+from ase.neighborlist import neighbor_list
+from ase.optimize import FIRE, LBFGS
+
+from defectnet.config import Relaxation
+from defectnet.errors import PhysicsError
+from defectnet.potentials.base import ForceModel, ForceModelCalculator
+
+OPTIMIZERS = {"LBFGS": LBFGS, "FIRE": FIRE}
+FORCE_LIMIT_eV_PER_A = 1e3
+CONTACT_SHARE = 0.4
+"""Atoms nearer than this share of the sum of their covalent radii have collapsed onto each other."""
+
+
+@dataclass(frozen=True)
+class Relaxed:
+    """A relaxed structure, the forces [N, 3] left on it in eV/Å, and how it got there.
+
+    ``quality`` names: converged (0 or 1), relax_steps, relax_evaluations, residual_force_eV_per_A,
+    energy_eV_per_atom, volume_change (fraction) and, at fixed lattice, displacement_max_A.
+    """
+
+    atoms: Atoms
+    forces: np.ndarray
+    quality: dict[str, float]
+
+
+def relax_host(atoms: Atoms, model: ForceModel, settings: Relaxation) -> Relaxed:
+    """Relax a primitive host cell within its space group; see :func:`_relax`."""
+    return _relax(atoms, model, settings, relax_cell=settings.host_cell, keep_symmetry=True)
+
+
+def relax_doped(atoms: Atoms, model: ForceModel, settings: Relaxation) -> Relaxed:
+    """Relax a doped supercell, by default at the fixed lattice of its host; see :func:`_relax`."""
+    return _relax(atoms, model, settings, relax_cell=settings.doped_cell, keep_symmetry=False)
+
+
+def _relax(start: Atoms, model: ForceModel, settings: Relaxation, *, relax_cell: bool, keep_symmetry: bool) -> Relaxed:
+    """Minimise the energy until every force is below ``fmax_eV_per_A``.
+
+    A structure that has not converged after ``steps_max`` is returned with ``converged`` 0.
+    Raises :class:`PhysicsError` for a structure that explodes or that the potential cannot evaluate.
+    """
+    atoms = Atoms(start.numbers, start.positions, cell=start.cell, pbc=True)
+    atoms.calc = calculator = ForceModelCalculator(model)
+    if keep_symmetry:
+        atoms.set_constraint(FixSymmetry(atoms))
+    degrees = FrechetCellFilter(atoms) if relax_cell else atoms
+    optimizer = OPTIMIZERS[settings.optimizer](degrees, logfile=None)
+    with warnings.catch_warnings(action="ignore"):  # the cell filter takes a matrix logarithm on every step
+        converged = False
+        for converged in optimizer.irun(fmax=settings.fmax_eV_per_A, steps=settings.steps_max):  # noqa: B007
+            _require_intact(atoms, optimizer.nsteps)
+    forces = atoms.get_forces(apply_constraint=False)
+    moved = atoms.positions - start.positions
+    quality = {
+        "converged": int(converged),
+        "relax_steps": int(optimizer.nsteps),
+        "residual_force_eV_per_A": float(np.linalg.norm(forces, axis=1).max()),
+        "energy_eV_per_atom": float(atoms.get_potential_energy() / len(atoms)),
+        "volume_change": float(atoms.get_volume() / start.get_volume() - 1),
+        "relax_evaluations": calculator.evaluations,
+    }
+    if not relax_cell:  # with a moving lattice a displacement in Å has no meaning of its own
+        quality["displacement_max_A"] = float(np.linalg.norm(moved - moved.mean(axis=0), axis=1).max())
+    relaxed = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
+    return Relaxed(relaxed, forces, quality)
+
+
+def _require_intact(atoms: Atoms, step: int) -> None:
+    """Raise :class:`PhysicsError` when the structure has left what a potential can describe."""
+    forces = atoms.get_forces(apply_constraint=False)
+    if not np.all(np.isfinite(forces)):
+        raise PhysicsError(f"relaxation exploded at step {step}: forces are not finite")
+    largest = float(np.abs(forces).max())
+    if largest > FORCE_LIMIT_eV_PER_A:
+        raise PhysicsError(f"relaxation exploded at step {step}: a force component of {largest:.3g} eV/Å")
+    contact = {
+        (a, b): CONTACT_SHARE * (covalent_radii[a] + covalent_radii[b])
+        for a in set(atoms.numbers)
+        for b in set(atoms.numbers)
+    }
+    i, j, d = neighbor_list("ijd", atoms, contact)
+    if len(d):
+        pair = f"{atoms.symbols[i[0]]}-{atoms.symbols[j[0]]}"
+        raise PhysicsError(f"relaxation exploded at step {step}: {pair} atoms {d[0]:.2f} Å apart")

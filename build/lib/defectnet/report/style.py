@@ -1,0 +1,81 @@
+"""One look for all figures: sizes, colours, and how a figure is saved."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from defectnet.records import write_atomically
+
+SINGLE_COLUMN, DOUBLE_COLUMN = 89 / 25.4, 183 / 25.4
+"""Widths in inches of one and two journal columns (89 and 183 mm)."""
+
+# Okabe & Ito's palette, told apart by all common kinds of colour vision.
+BLUE, ORANGE, GREEN, VERMILION, GREY, BLACK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A", "#1A1A1A"
+MODEL_COLOURS = {"defectnet": BLUE, "ridge": GREEN, "mean": GREY}
+MODEL_NAMES = {"defectnet": "DefectNet", "ridge": "Ridge regression", "mean": "Training mean"}
+SPLIT_NAMES = {"host": "unseen hosts", "row": "unseen arrangements, known hosts"}
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["Arial", "Helvetica", "Liberation Sans", "DejaVu Sans"],
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.labelsize": 7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.0,
+    "mathtext.default": "regular",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "defectnet",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The figures' Matplotlib settings inside, the caller's again outside."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, bound to the Agg backend without touching the caller's backend."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def letter(axes: Axes, index: int) -> None:
+    """Bold panel letter above the upper left corner."""
+    axes.annotate(
+        chr(ord("a") + index), (0, 1), xycoords="axes fraction", xytext=(-18, 4), textcoords="offset points",
+        fontweight="bold", fontsize=8,
+    )  # fmt: skip
+
+
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write ``<stem>.png`` (300 dpi) and ``<stem>.svg``, the same bytes for the same figure; returns both paths."""
+    paths = []
+    for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], dpi=300, metadata=metadata)
+        path = stem.with_name(stem.name + suffix)
+        write_atomically(path, buffer.getvalue())
+        paths.append(path)
+    return paths

@@ -1,0 +1,295 @@
+"""Training: one network on one split, reproducible to the bit and resumable after a kill.
+
+A run directory holds ``checkpoint.pt`` (best validation weights and all that prediction needs), ``history.csv`` and
+``split.json``; while training lasts, ``last.pt`` holds the state to continue from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from defectnet import __version__
+from defectnet.config import Spectra, Training
+from defectnet.dataset.samples import Axis, Samples, load_samples, sample_mask
+from defectnet.dataset.schema import Dataset
+from defectnet.dataset.splits import Split, host_groups, split
+from defectnet.errors import InputError, RecordError
+from defectnet.models.defectnet import TARGET_SCALE, DefectNet, count_parameters, masked_mse
+from defectnet.records import write_atomically
+from defectnet.seeds import generator
+from defectnet.training.presets import PRESETS
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+SAVE_INTERVAL_s = 20.0
+"""Least time between two saves of ``last.pt``: a killed training loses no more than this and one epoch."""
+
+HISTORY_COLUMNS = ("split", "repeat", "epoch", "train_rmse_at_percent", "validation_rmse_at_percent")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained network and what is needed to use it.
+
+    model : :class:`DefectNet` in evaluation mode, on the CPU
+    axis, edges_meV, spectra : energy axis of its input; the dataset's grid and settings, used by the absolute axis
+    vocabulary : symbols that the training data could contain
+    about : plain values: split, repeat, seed, training settings, dataset digest, potentials, best epoch, version
+    """
+
+    model: DefectNet
+    axis: Axis
+    edges_meV: np.ndarray
+    spectra: Spectra
+    vocabulary: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed: int, output: Path) -> Path:
+    """Train on one split and write the run directory ``output``; returns the path of the checkpoint.
+
+    The same arguments give the same weights, whether or not the training was killed and started again in between
+    (on one kind of device). Progress goes to the log, or to a bar on a terminal.
+
+    Raises :class:`InputError` when the split is impossible or the training diverges, :class:`RecordError` for a
+    damaged dataset.
+    """
+    with Dataset(dataset) as data:
+        preset = PRESETS[settings.preset]
+        samples = load_samples(data, preset.axis)
+        groups = host_groups(data.hosts)[samples.host]
+        parts = split(groups, split_kind, settings.validation_fraction, settings.test_fraction, seed, repeat)
+        about = {
+            "split": split_kind,
+            "repeat": repeat,
+            "seed": seed,
+            "training": settings.model_dump(mode="json"),
+            "dataset_digest": data.digest,
+            "potentials": sorted(set(data.spectra.potential)),
+            "defectnet_version": __version__,
+        }
+        model_data = {
+            "axis": asdict(preset.axis),
+            "edges_meV": data.edges_meV.tolist(),
+            "spectra": data.settings.model_dump(mode="json"),
+            "vocabulary": list(data.vocabulary),
+        }
+        split_text = _describe_split(data, samples, parts, about)
+
+    with _reproducible(_seed(about, "initial weights")):
+        model = DefectNet(bins=samples.doped.shape[1])
+        best = _optimise(model, samples, parts, settings, output, about)
+
+    content = {
+        "format": CHECKPOINT_FORMAT,
+        "state_dict": best["state_dict"],
+        "config": model.config,
+        **model_data,
+        "about": about | {"best_epoch": best["epoch"], "validation_rmse_at_percent": best["rmse"]},
+    }
+    write_atomically(output / "split.json", split_text.encode())
+    write_atomically(output / "history.csv", _history_csv(best["history"], about).encode())
+    _save(output / "checkpoint.pt", content)
+    (output / "last.pt").unlink(missing_ok=True)
+    return output / "checkpoint.pt"
+
+
+def _optimise(
+    model: DefectNet,
+    samples: Samples,
+    parts: Split,
+    settings: Training,
+    output: Path,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The loop over epochs. Returns the best weights, their epoch and validation error, and the history."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    training, validation = samples[parts.train], samples[parts.validation]
+    names = ("pristine", "doped", "composition", "candidates", "targets")
+    pristine, doped, composition, candidates, targets = (
+        torch.from_numpy(getattr(training, name)).to(device) for name in names
+    )
+    state: dict[str, Any] = {"epoch": 0, "rmse": float("inf"), "state_dict": {}, "history": []}
+    last = output / "last.pt"
+    done = 0
+    if resumed := _load_last(last, about):
+        model.load_state_dict(resumed["model"])
+        optimizer.load_state_dict(resumed["optimizer"])
+        state, done = resumed["best"], resumed["done"]
+        log.info("continuing after epoch %d of %d", done, settings.epochs)
+    else:
+        log.info(
+            "training %d parameters on %d spectra, validating on %d, testing on %d (%s)",
+            count_parameters(model), len(training), len(validation), len(parts.test), device,
+        )  # fmt: skip
+
+    saved = time.monotonic()
+    for epoch in _progress(done, settings.epochs, state):
+        # Every epoch has its own generator, so that resuming needs no generator state.
+        stream = torch.Generator().manual_seed(_seed(about, f"epoch {epoch}"))
+        model.train()
+        squares = torch.zeros((), dtype=torch.float64)
+        entries = 0
+        for batch in torch.randperm(len(training), generator=stream).split(settings.batch_size):
+            index = batch.to(device)
+            mask = sample_mask(candidates[index], targets[index], settings.distractor_probability, stream)
+            answer = model(pristine[index], doped[index], composition[index], mask)
+            loss = masked_mse(answer, targets[index], mask)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            count = int(mask.sum())
+            squares += loss.detach().cpu() * count
+            entries += count
+        train_rmse = 100 / TARGET_SCALE * float(squares / entries) ** 0.5
+        model.eval()
+        validation_rmse = _rmse_at_percent(model, validation)
+        if not np.isfinite(validation_rmse):
+            raise InputError(f"training diverged in epoch {epoch}; lower training.learning_rate")
+        state["history"].append([epoch, train_rmse, validation_rmse])
+        if validation_rmse < state["rmse"]:
+            weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+            state.update(epoch=epoch, rmse=validation_rmse, state_dict=weights)
+        if epoch < settings.epochs and time.monotonic() - saved >= SAVE_INTERVAL_s:
+            progress = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": state, "done": epoch}
+            _save(last, {"about": about, **progress})
+            saved = time.monotonic()
+    return state
+
+
+def _rmse_at_percent(model: DefectNet, samples: Samples) -> float:
+    """Root mean squared error in at.% over all candidates of all spectra."""
+    error = (model.predict(samples) - samples.targets)[samples.candidates]
+    return 100 * float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))
+
+
+def _progress(done: int, epochs: int, state: dict[str, Any]) -> Iterator[int]:
+    """Epoch numbers from ``done`` + 1 on, with a bar on a terminal and about twenty log lines elsewhere."""
+    interactive = sys.stderr.isatty()
+    bar = tqdm(total=epochs, initial=done, desc="epochs", disable=not interactive)
+    interval = max(1, epochs // 20)
+    for epoch in range(done + 1, epochs + 1):
+        yield epoch
+        _, train_rmse, validation_rmse = state["history"][-1]
+        bar.set_postfix_str(f"validation {validation_rmse:.2f} at.%, best {state['rmse']:.2f}", refresh=False)
+        bar.update()
+        if not interactive and (epoch % interval == 0 or epoch == epochs):
+            log.info(
+                "epoch %d of %d: RMSE %.2f at.%% in training, %.2f in validation, best %.2f after epoch %d",
+                epoch, epochs, train_rmse, validation_rmse, state["rmse"], state["epoch"],
+            )  # fmt: skip
+    bar.close()
+
+
+@contextmanager
+def _reproducible(seed: int) -> Iterator[None]:
+    """Seeded and deterministic PyTorch inside, the caller's settings again outside."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
+    before = torch.are_deterministic_algorithms_enabled()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def _seed(about: dict[str, Any], purpose: str) -> int:
+    return int(generator(about["seed"], "train", about["split"], str(about["repeat"]), purpose).integers(2**62))
+
+
+def _describe_split(data: Dataset, samples: Samples, parts: Split, about: dict[str, Any]) -> str:
+    content: dict[str, Any] = {name: about[name] for name in ("split", "repeat", "seed", "dataset_digest")}
+    for name, index in vars(parts).items():
+        content[name] = {
+            "hosts": [data.hosts.id[host] for host in np.unique(samples.host[index])],
+            "spectra": [data.spectra.id[row] for row in samples.row[index]],
+        }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _history_csv(history: list[list[float]], about: dict[str, Any]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(HISTORY_COLUMNS)
+    writer.writerows([about["split"], about["repeat"], *row] for row in history)
+    return buffer.getvalue()
+
+
+def _save(path: Path, content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint; make it with `defectnet train`") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise RecordError(
+            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it and rerun `defectnet train`"
+        ) from None
+    return content if isinstance(content, dict) else {}
+
+
+def _load_last(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of an interrupted training with the same data and settings, if there is one."""
+    if not path.exists():
+        return None
+    try:
+        content = _load(path)
+    except RecordError as error:
+        log.warning("%s; starting from the first epoch", error)
+        return None
+    if content.get("about") != about:
+        log.warning("%s belongs to other data or settings; starting from the first epoch", path)
+        return None
+    return content
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a trained network. No code in the file is run (``weights_only``).
+
+    Raises :class:`InputError` when there is none and :class:`RecordError` when it is damaged or of another format.
+    """
+    content = _load(path)
+    try:
+        if content["format"] != CHECKPOINT_FORMAT:
+            raise KeyError(f"format {content['format']}")
+        model = DefectNet(**content["config"])
+        model.load_state_dict(content["state_dict"])
+        return Checkpoint(
+            model=model.eval(),
+            axis=Axis(**content["axis"]),
+            edges_meV=np.array(content["edges_meV"]),
+            spectra=Spectra(**content["spectra"]),
+            vocabulary=tuple(content["vocabulary"]),
+            about=content["about"],
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RecordError(
+            f"{path}: not a checkpoint of this version ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "rerun `defectnet train`"
+        ) from None

@@ -1,0 +1,131 @@
+"""From the dataset file to arrays a model can eat: energy axes, candidate masks, augmentation.
+
+Two axes:
+
+``host``
+    The published one: ``bins`` equal bins between zero and the host's own highest mode energy, for the pristine *and*
+    the doped spectrum. Kept as the faithful baseline, with its flaws: modes above the host's band edge (localised
+    modes of light or stiff dopants) vanish, and absolute energy is lost. Negative (imaginary) energies become
+    zero, which is what ``numpy.real`` of ASE's complex energies does in the published notebooks. The three rigid
+    translations, which those notebooks keep and which :class:`~defectnet.phonons.modes.Modes` does not contain,
+    lie at zero energy and are the reason why the axis starts there.
+``absolute``
+    The energy grid of the dataset, shared by all hosts, with headroom above the band edge and below zero.
+
+Spectra are handed to models as intensity = share of the modes in a bin × number of bins: dimensionless, mean 1 over an
+axis that covers every mode, less where modes lie outside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+
+from defectnet.config import Spectra
+from defectnet.dataset.schema import Dataset
+from defectnet.phonons.modes import Modes
+from defectnet.phonons.pdos import neutron_weights, spectrum
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The energy axis of a model's input.
+
+    kind      : ``host`` or ``absolute``, see the module's description.
+    bins      : number of bins of the ``host`` axis; the ``absolute`` axis has those of the dataset.
+    sigma_meV : Gaussian broadening on the ``host`` axis; 0 is the published plain histogram.
+    """
+
+    kind: Literal["host", "absolute"]
+    bins: int = 100
+    sigma_meV: float = 0.0
+
+
+@dataclass(frozen=True)
+class Samples:
+    """n doped spectra beside their hosts' pristine ones, as arrays.
+
+    row, host        : [n] rows in the dataset's tables
+    pristine, doped  : [n, B] float32 intensities, mean 1 over the axis
+    composition      : [n, 56] float32 atomic fractions of the host
+    candidates       : [n, 56] bool, the dopants that are asked about
+    targets          : [n, 56] float32 concentrations, fractions of the sites
+    """
+
+    row: np.ndarray
+    host: np.ndarray
+    pristine: np.ndarray
+    doped: np.ndarray
+    composition: np.ndarray
+    candidates: np.ndarray
+    targets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, index: np.ndarray) -> Samples:
+        return Samples(**{name: value[index] for name, value in vars(self).items()})
+
+
+def host_edges(modes: Modes, bins: int) -> np.ndarray:
+    """Edges [bins + 1] in meV of the published axis: from zero to the highest mode of the pristine host."""
+    return np.linspace(0.0, modes.energies_meV.max(), bins + 1)
+
+
+def intensity(modes: Modes, edges_meV: np.ndarray, axis: Axis, settings: Spectra) -> np.ndarray:
+    """Intensity [B] of one spectrum on a ``host`` axis: share of modes per bin × B, imaginary modes at zero energy.
+
+    ``settings.weighting: neutron`` counts each mode with its σ/m weight, as in the dataset's own spectra.
+    """
+    real = replace(modes, energies_meV=np.maximum(modes.energies_meV, 0.0))
+    bins = len(edges_meV) - 1
+    if axis.sigma_meV > 0:
+        broadened = spectrum(real, edges_meV, settings.model_copy(update={"sigma_meV": axis.sigma_meV}))
+        return broadened * np.diff(edges_meV) * bins
+    strength = modes.weights @ (
+        neutron_weights(modes.elements) if settings.weighting == "neutron" else np.ones(len(modes.elements))
+    )
+    return np.histogram(real.energies_meV, edges_meV, weights=strength / strength.sum())[0] * bins
+
+
+def load_samples(dataset: Dataset, axis: Axis) -> Samples:
+    """All doped spectra of the dataset on the given axis, in the order of its table."""
+    rows = dataset.doped
+    hosts = dataset.spectra.host[rows]
+    if axis.kind == "absolute":
+        scaled = dataset.spectra.pdos * np.diff(dataset.edges_meV) * (len(dataset.edges_meV) - 1)
+        pristine, doped = scaled[dataset.hosts.pristine[hosts]], scaled[rows]
+    else:
+        pristine = np.empty((len(rows), axis.bins))
+        doped = np.empty((len(rows), axis.bins))
+        for host in np.unique(hosts):
+            reference = dataset.modes(dataset.hosts.pristine[host])
+            edges = host_edges(reference, axis.bins)
+            members = np.flatnonzero(hosts == host)
+            pristine[members] = intensity(reference, edges, axis, dataset.settings)
+            for member in members:
+                doped[member] = intensity(dataset.modes(rows[member]), edges, axis, dataset.settings)
+    return Samples(
+        row=rows,
+        host=hosts,
+        pristine=pristine.astype(np.float32),
+        doped=doped.astype(np.float32),
+        composition=dataset.hosts.composition[hosts].astype(np.float32),
+        candidates=dataset.hosts.candidates[hosts],
+        targets=dataset.spectra.concentrations[rows].astype(np.float32),
+    )
+
+
+def sample_mask(
+    candidates: torch.Tensor, targets: torch.Tensor, distractor_probability: float, generator: torch.Generator
+) -> torch.Tensor:
+    """A fresh candidate mask [n, 56] bool for one training step.
+
+    Present dopants are always in; absent candidates stay with ``distractor_probability``, each on its own, so that
+    the network cannot learn from the list which of its entries are present.
+    """
+    kept = torch.rand(candidates.shape, generator=generator) < distractor_probability
+    return (targets > 0) | (candidates & kept.to(candidates.device))

@@ -1,0 +1,68 @@
+"""Where a run keeps its files; the one place that commands and workflow rules take paths from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+RECORD_STAGES = ("relax", "phonons")
+"""Stages whose results are records; each has a manifest per batch."""
+
+SPLITS = ("host", "row")
+"""Kinds of train/test split that every run trains and reports."""
+
+FIGURES = ("spectra", "parity", "umap", "training", "quality", "hosts")
+"""Names of the figures of the report."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Paths of one run below its results directory. Arguments may be Snakemake wildcards such as ``{batch}``."""
+
+    results: Path
+
+    @property
+    def config(self) -> Path:
+        """The effective configuration."""
+        return self.results / "config.yaml"
+
+    @property
+    def records(self) -> Path:
+        """Root of the record store."""
+        return self.results / "records"
+
+    def batch(self, stage: str, batch: str) -> Path:
+        """What one batch made in one stage: ``dopants``, ``supercells``, ``relax`` or ``phonons``."""
+        return self.results / stage / f"{batch}.json"
+
+    @property
+    def dataset(self) -> Path:
+        """All spectra."""
+        return self.results / "dataset.h5"
+
+    @property
+    def missing(self) -> Path:
+        """Table of what the dataset lacks, and why."""
+        return self.results / "missing.tsv"
+
+    def model(self, split: str, repeat: int | str) -> Path:
+        """Directory of one trained network."""
+        return self.results / "models" / f"{split}-{repeat}"
+
+    def models(self, repeats: int) -> list[Path]:
+        """Directories of all networks that a run trains."""
+        return [self.model(split, repeat) for split in SPLITS for repeat in range(repeats)]
+
+    @property
+    def metrics(self) -> Path:
+        """Scores of all models on held-out spectra."""
+        return self.results / "metrics.json"
+
+    @property
+    def predictions(self) -> Path:
+        """Every held-out prediction."""
+        return self.results / "predictions.csv"
+
+    def figure(self, name: str, suffix: str = "png") -> Path:
+        """A figure of the report."""
+        return self.results / "figures" / f"{name}.{suffix}"

@@ -1,0 +1,167 @@
+"""Reference Hessians by central finite differences, with as few displacements as symmetry allows.
+
+phonopy (Togo & Tanaka, Scr. Mater. 108, 1 (2015)) finds the symmetry-inequivalent displacements and distributes the
+force constants; the forces come from a potential in batches. Every other way to a Hessian is judged by this one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.data import atomic_masses
+from phonopy import Phonopy
+from phonopy.harmonic.force_constants import compact_fc_to_full_fc
+from phonopy.structure.atoms import PhonopyAtoms
+
+from defectnet.config import Phonons
+from defectnet.errors import PhysicsError
+from defectnet.phonons.modes import Modes, diagonalise
+from defectnet.potentials.base import ForceModel
+from defectnet.progress import track
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """Second derivatives of the energy of a supercell.
+
+    matrix       : [3N, 3N] in eV/Å², symmetric, acoustic sum rule imposed.
+    compact      : [n, N, 3, 3] rows of the n symmetry-independent (primitive-cell) atoms, as phonopy stores them.
+    displacements: number of displaced structures that were evaluated.
+    acoustic_residual_eV_per_A2: largest violation |Σ_j H_ij| before the sum rule was imposed.
+    """
+
+    matrix: np.ndarray
+    compact: np.ndarray
+    displacements: int
+    acoustic_residual_eV_per_A2: float
+
+
+def displaced(phonon: Phonopy) -> np.ndarray:
+    """Positions [D, N, 3] in Å of phonopy's displaced supercells."""
+    return np.array([cell.positions for cell in phonon.supercells_with_displacements])
+
+
+def setup(primitive: Atoms, expansion: np.ndarray, settings: Phonons) -> Phonopy:
+    """phonopy object with displacements for a supercell whose lattice is ``expansion @ primitive.cell`` (rows).
+
+    For a doped supercell, ``primitive`` is that supercell and ``expansion`` the identity: phonopy then uses what
+    symmetry the arrangement of dopants has left.
+    """
+    cell = PhonopyAtoms(numbers=primitive.numbers, positions=primitive.positions, cell=primitive.cell.array)
+    # phonopy multiplies column vectors, hence the transpose.
+    phonon = Phonopy(cell, np.asarray(expansion).T, primitive_matrix=np.eye(3), symprec=settings.symprec_A, log_level=0)
+    phonon.generate_displacements(distance=settings.displacement_A)
+    return phonon
+
+
+def evaluate_forces(
+    phonon: Phonopy,
+    model: ForceModel,
+    atoms_per_pass: int,
+    checkpoint: Path | None = None,
+) -> np.ndarray:
+    """Forces [D, N, 3] in eV/Å of all displaced supercells, several per forward pass.
+
+    With ``checkpoint``, rows are kept in that file as they come, and rows already in it are not computed again, so
+    that a killed job loses one pass at most. The caller deletes the file once the result is safe.
+    """
+    positions = displaced(phonon)
+    cell = phonon.supercell
+    template = Atoms(cell.numbers, cell.positions, cell=cell.cell, pbc=True)
+    forces = np.full(positions.shape, np.nan) if checkpoint is None else _resume(checkpoint, positions.shape)
+    missing = np.flatnonzero(np.isnan(forces).any(axis=(1, 2)))
+    size = max(1, atoms_per_pass // len(template))
+    chunks = [missing[first : first + size] for first in range(0, len(missing), size)]
+    for rows in track(chunks, f"forces of {template.get_chemical_formula()}"):
+        batch = []
+        for row in rows:
+            atoms = template.copy()
+            atoms.positions = positions[row]
+            batch.append(atoms)
+        forces[rows] = model.evaluate(batch).forces
+        if isinstance(forces, np.memmap):
+            forces.flush()
+    if not np.all(np.isfinite(forces)):
+        raise PhysicsError("forces of displaced structures are not finite")
+    return np.array(forces)
+
+
+def _resume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory-mapped rows of an earlier attempt, or a new file of NaN rows."""
+    try:
+        forces = np.lib.format.open_memmap(path, mode="r+")
+        if forces.shape == shape:
+            return forces
+    except (FileNotFoundError, ValueError):  # none, or torn while it was created
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    forces = np.lib.format.open_memmap(path, mode="w+", dtype=float, shape=shape)
+    forces[:] = np.nan
+    return forces
+
+
+def force_constants(phonon: Phonopy, forces: np.ndarray) -> Hessian:
+    """Hessian from the forces [D, N, 3] on the displaced supercells.
+
+    Permutation symmetry and the acoustic sum rule are imposed together (phonopy's symmetrisation), because finite
+    differences leave them violated by the noise of the forces; the violation is reported.
+    """
+    phonon.forces = forces
+    with warnings.catch_warnings(action="ignore"):
+        phonon.produce_force_constants(calculate_full_force_constants=False)
+        residual = float(np.abs(phonon.force_constants.sum(axis=1)).max())
+        phonon.symmetrize_force_constants()
+    compact = phonon.force_constants
+    full = compact_fc_to_full_fc(phonon.primitive, compact)
+    n = len(full)
+    matrix = full.transpose(0, 2, 1, 3).reshape(3 * n, 3 * n)
+    return Hessian(0.5 * (matrix + matrix.T), compact, len(forces), residual)
+
+
+@dataclass(frozen=True)
+class ReferencePhonons:
+    """Γ modes of a supercell from its reference Hessian.
+
+    ``quality`` names: displacements, acoustic_residual_eV_per_A2, imaginary_modes (number below -0.1 meV),
+    imaginary_weight (their share of all modes), energy_lowest_meV.
+    """
+
+    modes: Modes
+    hessian: Hessian
+    quality: dict[str, float]
+
+
+IMAGINARY_BELOW_meV = -0.1
+"""Modes between this and zero are soft, not unstable: float32 forces leave that much noise."""
+
+
+def reference_phonons(
+    atoms: Atoms,
+    expansion: np.ndarray,
+    model: ForceModel,
+    settings: Phonons,
+    atoms_per_pass: int,
+    checkpoint: Path | None = None,
+) -> ReferencePhonons:
+    """Modes at Γ of the supercell ``expansion @ atoms.cell``; see :func:`setup` and :func:`evaluate_forces`.
+
+    For a pristine host these are the modes at all wave vectors commensurate with the supercell.
+    Raises :class:`PhysicsError` when forces are not finite.
+    """
+    phonon = setup(atoms, expansion, settings)
+    hessian = force_constants(phonon, evaluate_forces(phonon, model, atoms_per_pass, checkpoint))
+    symbols = list(phonon.supercell.symbols)
+    modes = diagonalise(hessian.matrix, atomic_masses[phonon.supercell.numbers], symbols)
+    imaginary = modes.energies_meV < IMAGINARY_BELOW_meV
+    quality = {
+        "displacements": hessian.displacements,
+        "acoustic_residual_eV_per_A2": hessian.acoustic_residual_eV_per_A2,
+        "imaginary_modes": int(imaginary.sum()),
+        "imaginary_weight": float(imaginary.mean()),
+        "energy_lowest_meV": float(modes.energies_meV[0]),
+    }
+    return ReferencePhonons(modes, hessian, quality)

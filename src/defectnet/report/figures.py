@@ -1,0 +1,331 @@
+"""The figures of a run. Each function draws one, saves ``<stem>.png`` and ``<stem>.svg`` and returns their paths."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from ase.data import atomic_masses
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.ticker import MaxNLocator
+
+from defectnet.dataset.schema import FIDELITIES, Dataset
+from defectnet.elements import MAX_Z
+from defectnet.phonons.pdos import bin_centers
+from defectnet.report.style import (
+    BLACK,
+    BLUE,
+    DOUBLE_COLUMN,
+    GREY,
+    MODEL_COLOURS,
+    MODEL_NAMES,
+    ORANGE,
+    SINGLE_COLUMN,
+    SPLIT_NAMES,
+    VERMILION,
+    letter,
+    new_figure,
+    save,
+    style,
+)
+
+ENERGY_LABEL = "Energy (meV)"
+MAX_HOSTS_SHOWN = 12
+MARKERS = "osD^vPX<>*"
+UMAP_SEED = 0
+
+QUALITY_LABELS = {
+    "relax_steps": ("Relaxation steps", False),
+    "residual_force_eV_per_A": ("Residual force (eV Å$^{-1}$)", True),
+    "imaginary_weight": ("Share of imaginary modes", True),
+    "acoustic_residual": ("Acoustic-sum residual (eV Å$^{-2}$)", True),
+    "share_outside": ("Share of modes off the grid", True),
+    "force_evaluations": ("Force evaluations", True),
+}
+"""Axis label and whether the axis is logarithmic, of the quality columns that are drawn when present."""
+
+
+def figures(dataset: Path, metrics: Path, predictions: Path, histories: Sequence[Path], output: Path) -> list[Path]:
+    """Draw every figure of a run into the directory ``output``; returns the files written.
+
+    Parameters: the dataset, the two files of ``evaluate``, and the ``history.csv`` of every training.
+    """
+    answers = pd.read_csv(predictions)
+    scores = json.loads(metrics.read_text())["splits"]
+    curves = pd.concat([pd.read_csv(path) for path in histories], ignore_index=True)
+    with Dataset(dataset) as data:
+        return [
+            *hosts_figure(data, output / "hosts"),
+            *spectra_figure(data, answers, output / "spectra"),
+            *parity_figure(answers, scores, output / "parity"),
+            *umap_figure(data, output / "umap"),
+            *training_figure(curves, output / "training"),
+            *quality_figure(data, output / "quality"),
+        ]
+
+
+def hosts_figure(data: Dataset, stem: Path) -> list[Path]:
+    """Pristine densities of states, one line per host, ordered by band edge; at most twelve, evenly picked."""
+    rows = data.hosts.pristine
+    hosts = np.flatnonzero(rows >= 0)
+    density = data.spectra.pdos[rows[hosts]]
+    top = _band_edges(density)
+    order = np.argsort(top, kind="stable")
+    shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_HOSTS_SHOWN)).round().astype(int))]
+    with style():
+        figure = new_figure(SINGLE_COLUMN, 0.7 + 0.32 * len(shown))
+        axes = figure.subplots()
+        centers = bin_centers(data.edges_meV)
+        window = _window(density[shown], data.edges_meV)
+        for level, host in enumerate(shown):
+            curve = level + 1.35 * density[host] / density[host].max()
+            axes.fill_between(centers, level, curve, color=BLUE, alpha=0.25, lw=0, zorder=-2 * level)
+            axes.plot(centers, curve, color=BLUE, lw=0.8, zorder=-2 * level + 1)
+            axes.annotate(
+                _formula(data.hosts.formula[hosts[host]]), (1, level + 0.12), xycoords=("axes fraction", "data"),
+                ha="right", va="bottom",
+            )  # fmt: skip
+        axes.set(xlim=window, ylim=(0, len(shown) + 0.5), xlabel=ENERGY_LABEL, yticks=[])
+        axes.set_ylabel("Phonon DOS (scaled to equal height)")
+        if len(shown) < len(hosts):
+            axes.set_title(f"{len(shown)} of {len(hosts)} hosts", loc="left")
+        return save(figure, stem)
+
+
+def spectra_figure(data: Dataset, predictions: pd.DataFrame, stem: Path, count: int = 4) -> list[Path]:
+    """Test spectra over the range of prediction errors, beside true and predicted concentrations.
+
+    Taken from the host split where there is one: ``count`` spectra at equal steps from small to large error.
+    """
+    kind = "host" if (predictions["split"] == "host").any() else predictions["split"].iloc[0]
+    chosen = predictions[predictions["split"] == kind].drop_duplicates(["spectrum", "element"])
+    errors = (chosen["defectnet"] - chosen["true"]).pow(2).groupby(chosen["spectrum"]).mean().sort_values()
+    quantiles = np.linspace(0.1, 0.9, min(count, len(errors)))
+    names = [errors.index[int(q * (len(errors) - 1))] for q in quantiles]
+    row_of = {name: row for row, name in enumerate(data.spectra.id)}
+    with style():
+        figure = new_figure(DOUBLE_COLUMN, 0.45 + 1.25 * len(names))
+        grid = figure.subplots(len(names), 2, width_ratios=(2.2, 1), squeeze=False)
+        for index, name in enumerate(names):
+            left, right = grid[index]
+            row = row_of[name]
+            host = data.spectra.host[row]
+            centers = bin_centers(data.edges_meV)
+            pair = data.spectra.pdos[[data.hosts.pristine[host], row]]
+            left.fill_between(centers, pair[0] * 1e3, color=GREY, alpha=0.35, lw=0, label="pristine")
+            left.plot(centers, pair[1] * 1e3, color=BLUE, label="doped")
+            left.set(xlim=_window(pair, data.edges_meV), ylabel="DOS (eV$^{-1}$)")
+            left.set_ylim(0, 1.15e3 * pair.max())
+            left.yaxis.set_major_locator(MaxNLocator(4))
+            left.set_title(_formula(data.hosts.formula[host]), loc="left", fontweight="bold")
+            letter(left, index)
+            part = chosen[chosen["spectrum"] == name].sort_values(["true", "element"], ascending=[False, True])
+            _dumbbells(right, part)
+        grid[0, 0].legend(loc="upper right", ncols=2)
+        grid[0, 1].legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0), borderaxespad=0.1)
+        grid[-1, 0].set_xlabel(ENERGY_LABEL)
+        return save(figure, stem)
+
+
+def _dumbbells(axes: Any, part: pd.DataFrame) -> None:
+    """True and predicted concentration of each candidate, joined by their difference."""
+    x = np.arange(len(part))
+    true, predicted = 100 * part["true"].to_numpy(), 100 * part["defectnet"].to_numpy()
+    axes.axhline(0, color=BLACK, lw=0.5)
+    axes.vlines(x, true, predicted, color=GREY, lw=0.8, zorder=1)
+    axes.scatter(x, true, s=16, facecolor="white", edgecolor=BLACK, linewidth=0.8, zorder=2, label="true")
+    axes.scatter(x, predicted, s=12, color=VERMILION, lw=0, zorder=3, label="predicted")
+    axes.set_xticks(x, part["element"])
+    axes.tick_params(axis="x", length=0)
+    axes.set(xlim=(-0.7, len(part) - 0.3), ylabel="Concentration (at.%)")
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+
+
+def parity_figure(predictions: pd.DataFrame, scores: dict[str, Any], stem: Path) -> list[Path]:
+    """Predicted against true concentration: one row per kind of split, one column per model."""
+    kinds = [kind for kind in SPLIT_NAMES if kind in scores]
+    models = list(MODEL_NAMES)
+    values = 100 * predictions[["true", *models]].to_numpy()
+    low, high = min(0.0, np.quantile(values, 0.001)), np.quantile(values, 0.9999)
+    margin = 0.04 * (high - low)
+    size = float(np.clip(400 / np.sqrt(len(predictions)), 1.5, 9))
+    with style():
+        figure = new_figure(DOUBLE_COLUMN, 0.5 + 2.15 * len(kinds))
+        grid = figure.subplots(len(kinds), len(models), sharex=True, sharey=True, squeeze=False)
+        for row, kind in enumerate(kinds):
+            part = predictions[predictions["split"] == kind]
+            true = 100 * part["true"].to_numpy()
+            for column, model in enumerate(models):
+                axes = grid[row, column]
+                guess = 100 * part[model].to_numpy()
+                dots = {"s": size, "alpha": 0.35, "lw": 0, "rasterized": True}
+                axes.plot([low, high], [low, high], color=BLACK, lw=0.6, zorder=0)
+                axes.scatter(true[true == 0], guess[true == 0], color=ORANGE, label="absent", **dots)
+                axes.scatter(true[true > 0], guess[true > 0], color=MODEL_COLOURS[model], label="present", **dots)
+                axes.text(0.04, 0.97, _score_text(scores[kind][model]), transform=axes.transAxes, va="top")
+                axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
+                axes.xaxis.set_major_locator(MaxNLocator(5))
+                axes.yaxis.set_major_locator(MaxNLocator(5))
+                if row == 0:
+                    axes.set_title(MODEL_NAMES[model], fontweight="bold")
+                legend = axes.legend(loc="lower right", handletextpad=0.1, borderaxespad=0.1, markerscale=1.5)
+                for handle in legend.legend_handles:
+                    handle.set_alpha(1)
+            grid[row, 0].set_ylabel(f"{SPLIT_NAMES[kind].capitalize()}\nPredicted concentration (at.%)")
+            letter(grid[row, 0], row)
+        figure.supxlabel("True concentration (at.%)", fontsize=7)
+        return save(figure, stem)
+
+
+def _score_text(score: dict[str, Any]) -> str:
+    lines = [f"RMSE {score['rmse_at_percent']:.2f} at.%"]
+    if interval := score["rmse_interval_at_percent"]:
+        lines[0] += f" ({interval[0]:.2f}–{interval[1]:.2f})"
+    if score["r2"] is not None:
+        lines.append(f"R² {score['r2']:.2f}".replace("-", "−"))
+    if score["auroc"] is not None:
+        lines.append(f"AUROC {score['auroc']:.2f}")
+    return "\n".join(lines)
+
+
+def umap_figure(data: Dataset, stem: Path) -> list[Path]:
+    """Map of the doped spectra by likeness: colour is the mean mass of the dopants, marker the host."""
+    rows = data.doped
+    places = _embed(data.spectra.pdos[rows])
+    share = data.spectra.concentrations[rows]
+    mass = share @ atomic_masses[1 : MAX_Z + 1] / share.sum(axis=1)
+    hosts = np.unique(data.spectra.host[rows])
+    distinct = len(hosts) <= len(MARKERS)
+    size = float(np.clip(900 / len(rows), 3, 22))
+    colours = ScalarMappable(Normalize(mass.min(), mass.max()), "viridis")
+    with style():
+        figure = new_figure(SINGLE_COLUMN * (1.3 if distinct else 1.1), 2.7)
+        axes = figure.subplots()
+        for index, host in enumerate(hosts):
+            member = data.spectra.host[rows] == host
+            axes.scatter(
+                *places[member].T, c=colours.to_rgba(mass[member]), s=size, lw=0,
+                marker=MARKERS[index] if distinct else "o",
+            )  # fmt: skip
+            if distinct:
+                axes.scatter(
+                    [], [], color=GREY, s=18, lw=0, marker=MARKERS[index], label=_formula(data.hosts.formula[host])
+                )
+        axes.set(xlabel="UMAP 1", ylabel="UMAP 2", xticks=[], yticks=[])
+        bar = figure.colorbar(colours, ax=axes, pad=0.02, aspect=30)
+        bar.set_label("Mean dopant mass (u)")
+        bar.outline.set_visible(False)
+        if distinct:
+            figure.legend(loc="outside right upper", title="Host", handletextpad=0.2)
+        return save(figure, stem)
+
+
+def _embed(spectra: np.ndarray) -> np.ndarray:
+    """Places [n, 2] in the plane; the two principal components when there are too few spectra for neighbourhoods."""
+    if len(spectra) < 10:
+        centred = spectra - spectra.mean(axis=0)
+        left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+        return np.pad(left[:, :2] * scale[:2], ((0, 0), (0, max(0, 2 - len(scale)))))
+    from umap import UMAP  # compiles for seconds: only when it is needed
+
+    neighbours = min(15, len(spectra) // 3)
+    return UMAP(n_neighbors=neighbours, min_dist=0.15, init="pca", random_state=UMAP_SEED, n_jobs=1).fit_transform(
+        spectra
+    )
+
+
+def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
+    """Error over epochs in training and validation, one panel per kind of split, one pair of lines per repeat."""
+    kinds = [kind for kind in SPLIT_NAMES if (history["split"] == kind).any()]
+    with style():
+        figure = new_figure(SINGLE_COLUMN * (1 if len(kinds) == 1 else 1.7), 2.1)
+        grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
+        for index, (axes, kind) in enumerate(zip(grid, kinds, strict=True)):
+            part = history[history["split"] == kind]
+            alpha = max(0.35, 1 / np.sqrt(part["repeat"].nunique()))
+            for repeat, run in part.groupby("repeat"):
+                named = repeat == part["repeat"].min()
+                best = run.loc[run["validation_rmse_at_percent"].idxmin()]
+                for column, colour, name in (
+                    ("train_rmse_at_percent", GREY, "training"),
+                    ("validation_rmse_at_percent", BLUE, "validation"),
+                ):
+                    axes.plot(
+                        run["epoch"], run[column], color=colour, alpha=alpha, lw=0.8, label=name if named else None
+                    )
+                axes.scatter(
+                    best["epoch"], best["validation_rmse_at_percent"], s=14, color=VERMILION, lw=0, zorder=3,
+                    label="kept weights" if named else None,
+                )  # fmt: skip
+            axes.set(title=f"Split: {SPLIT_NAMES[kind]}", xlabel="Epoch")
+            axes.set_xlim(0, part["epoch"].max() * 1.02)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            letter(axes, index)
+        grid[0].set_ylabel("RMSE (at.%)")
+        for handle in grid[0].legend(loc="best").legend_handles:
+            handle.set_alpha(1)
+        return save(figure, stem)
+
+
+def quality_figure(data: Dataset, stem: Path) -> list[Path]:
+    """Distributions of the reported quality numbers, by fidelity; the share of exact zeros is written out."""
+    columns = {name: data.spectra.quality[name] for name in QUALITY_LABELS if name in data.spectra.quality}
+    columns = {name: values for name, values in columns.items() if np.isfinite(values).any()}
+    fidelity = np.array(data.spectra.fidelity)
+    kinds = [kind for kind in FIDELITIES if (fidelity == kind).any()]
+    colours = dict(zip(FIDELITIES, (BLUE, ORANGE, GREY), strict=True))
+    across = min(3, max(1, len(columns)))
+    down = max(1, -(-len(columns) // across))
+    with style():
+        figure = new_figure(DOUBLE_COLUMN * across / 3, 0.3 + 1.55 * down)
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        for axes in grid[len(columns) :]:
+            axes.set_axis_off()
+        for index, (name, values) in enumerate(columns.items()):
+            axes = grid[index]
+            label, logarithmic = QUALITY_LABELS[name]
+            drawn = np.isfinite(values) & (values > 0) if logarithmic else np.isfinite(values)
+            if drawn.any():
+                low, high = values[drawn].min(), values[drawn].max()
+                if logarithmic:
+                    edges = np.geomspace(low / 1.1, high * 1.1, 25)
+                    axes.set_xscale("log")
+                else:
+                    edges = np.linspace(low, high + (high == low), 25)
+                parts = [values[drawn & (fidelity == kind)] for kind in kinds]
+                axes.hist(
+                    parts, edges, stacked=True, color=[colours[kind] for kind in kinds],
+                    label=[kind.replace("_", " ") for kind in kinds],
+                )  # fmt: skip
+            if logarithmic and (zeros := np.mean(values[np.isfinite(values)] == 0)):
+                axes.set_title(f"{100 * zeros:.0f} % are exactly 0", loc="right")
+            axes.set(xlabel=label, ylabel="Spectra")
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            letter(axes, index)
+        if columns:
+            grid[0].legend(loc="upper right")
+        return save(figure, stem)
+
+
+def _band_edges(density: np.ndarray) -> np.ndarray:
+    """Bin number [n] below which 99.5 % of each spectrum [n, B] lie."""
+    below = np.cumsum(density, axis=1)
+    return (below < 0.995 * below[:, -1:]).sum(axis=1)
+
+
+def _window(density: np.ndarray, edges_meV: np.ndarray) -> tuple[float, float]:
+    """Energy range in meV that shows all of some spectra [n, B] and zero, rounded to 5 meV."""
+    visible = np.flatnonzero((density > 2e-3 * density.max()).any(axis=0))
+    low, high = min(0.0, edges_meV[visible[0]]), edges_meV[visible[-1] + 1]
+    return 5 * np.floor(low / 5), 5 * np.ceil(high / 5)
+
+
+def _formula(formula: str) -> str:
+    """Formula with subscripts for Matplotlib."""
+    return re.sub(r"(\d+(?:\.\d+)?)", r"$_{\1}$", formula)

@@ -1,0 +1,101 @@
+"""Use of a trained network: two spectra in, concentrations out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from pymatgen.core import Composition
+from scipy.integrate import cumulative_trapezoid
+
+from defectnet.dataset.samples import Samples
+from defectnet.elements import element_vector
+from defectnet.errors import InputError
+from defectnet.training.fit import Checkpoint, load_checkpoint
+
+BAND_EDGE_QUANTILE = 0.999
+"""On the published axis, the band edge of a host known by its spectrum alone: below it lies this share of the area."""
+
+
+def predict(
+    checkpoint: Path | Checkpoint,
+    pristine: tuple[np.ndarray, np.ndarray],
+    doped: tuple[np.ndarray, np.ndarray],
+    formula: str,
+    candidates: Iterable[str],
+) -> dict[str, float]:
+    """Concentration (fraction of sites) of each candidate dopant, in the order given.
+
+    Parameters: ``pristine`` and ``doped`` (energy in meV ascending, intensity in any unit), each [P] with its own
+    points, both normalised here to unit area; ``formula`` of the host; ``candidates`` the dopants to ask about.
+    The answer is an unconstrained regression: read small negative values as zero.
+
+    Raises :class:`InputError` for unusable spectra, formula or candidates.
+    """
+    trained = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
+    try:
+        composition = Composition(formula).fractional_composition.get_el_amt_dict()
+    except ValueError as error:
+        raise InputError(f"formula {formula!r}: {error}") from None
+    asked = list(candidates)
+    if unknown := sorted({*composition, *asked} - set(trained.vocabulary)):
+        raise InputError(f"{', '.join(unknown)}: the network was trained without this element")
+    if not asked:
+        raise InputError("no candidate dopants given")
+    edges = _axis_edges(trained, pristine)
+    bins = len(edges) - 1
+    inputs = [(resample(*spectrum, edges) * bins).astype(np.float32)[None] for spectrum in (pristine, doped)]
+    mask = element_vector(dict.fromkeys(asked, 1.0))[None].astype(bool)
+    samples = Samples(
+        row=np.zeros(1, dtype=int),
+        host=np.zeros(1, dtype=int),
+        pristine=inputs[0],
+        doped=inputs[1],
+        composition=element_vector(composition)[None].astype(np.float32),
+        candidates=mask,
+        targets=np.zeros(mask.shape, dtype=np.float32),
+    )
+    fractions = trained.model.predict(samples)[0][mask[0]]
+    by_number = dict(zip(np.flatnonzero(mask[0]), fractions, strict=True))
+    return {symbol: float(by_number[int(element_vector({symbol: 1.0}).argmax())]) for symbol in asked}
+
+
+def resample(energy_meV: np.ndarray, intensity: np.ndarray, edges_meV: np.ndarray) -> np.ndarray:
+    """Share of a spectrum's area in each bin [B]: the sum is 1 over edges that cover the spectrum.
+
+    ``energy_meV`` [P] ascending and ``intensity`` [P] are points of a curve; its area is accumulated by the trapezoid
+    rule and read off at the edges, so that no area is lost or made whatever the two spacings are.
+    Raises :class:`InputError` for points that are no spectrum.
+    """
+    energy, below = _cumulative(energy_meV, intensity)
+    return np.diff(np.interp(edges_meV, energy, below))
+
+
+def _cumulative(energy_meV: np.ndarray, intensity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    energy, values = np.asarray(energy_meV, dtype=float), np.asarray(intensity, dtype=float)
+    if energy.ndim != 1 or energy.shape != values.shape or len(energy) < 2:
+        raise InputError(
+            "a spectrum is two columns of equal length, energy in meV and intensity, with two or more rows"
+        )
+    if not (np.isfinite(energy).all() and np.isfinite(values).all()):
+        raise InputError("a spectrum must not contain NaN or infinite values")
+    if (np.diff(energy) <= 0).any():
+        raise InputError("the energies of a spectrum must ascend")
+    below = cumulative_trapezoid(values, energy, initial=0.0)
+    if below[-1] <= 0:
+        raise InputError("the area under a spectrum must be positive")
+    return energy, below / below[-1]
+
+
+def _axis_edges(trained: Checkpoint, pristine: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """The network's axis for this host, as :mod:`defectnet.dataset.samples` defines it for modes."""
+    if trained.axis.kind == "absolute":
+        return trained.edges_meV
+    energy, below = _cumulative(*pristine)
+    top = np.interp(BAND_EDGE_QUANTILE, np.maximum.accumulate(below), energy)
+    if top <= 0:
+        raise InputError("the pristine spectrum has no weight at positive energies; energies are in meV")
+    edges = np.linspace(0.0, top, trained.axis.bins + 1)
+    edges[0] = -np.inf  # imaginary modes count at zero energy on the published axis
+    return edges

@@ -1,0 +1,74 @@
+# Configuration, paths, batches and the environments of the rules.
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from defectnet.batches import assign
+from defectnet.config import parse_config
+from defectnet.errors import DefectnetError
+from defectnet.hosts.sheet import read_sheet
+from defectnet.layout import FIGURES, RECORD_STAGES, SPLITS, Layout
+from defectnet.records import withdraw_stale_manifests
+
+try:
+    CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
+    HOSTS = {host.id: host for host in read_sheet(CONFIG.hosts.sheet)}
+    LAYOUT = Layout(Path(CONFIG.run.results))
+    if workflow.is_main_process:
+        for manifest in withdraw_stale_manifests(LAYOUT.results, RECORD_STAGES):
+            print(f"{manifest}: names a record that is gone; its batch runs again", file=sys.stderr)
+except DefectnetError as error:
+    raise WorkflowError(str(error)) from None
+
+BATCHES = assign(list(HOSTS), CONFIG.hosts.per_batch)
+
+# The main environment is the one that Snakemake itself runs in; the potential has its own.
+PYTHON = sys.executable
+POTENTIAL_PYTHON = CONFIG.potential.python
+POTENTIAL_ENV = None if CONFIG.potential.name == "analytic" else f"../../envs/{CONFIG.potential.name}.yaml"
+
+
+wildcard_constraints:
+    batch="[^/]+",
+    split="|".join(SPLITS),
+    repeat=r"\d+",
+
+
+def final_outputs():
+    """Everything that a complete run leaves behind."""
+    return [LAYOUT.dataset, LAYOUT.metrics, *(LAYOUT.figure(name) for name in FIGURES)]
+
+
+def host_rows(wildcards):
+    """Digest of what the sheet says about the hosts of a batch, so that a changed row reruns its batch only."""
+    text = repr([HOSTS[host_id] for host_id in BATCHES[wildcards.batch]])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def structure_files(wildcards):
+    """Structure files of the hosts of a batch, where the sheet refers to files."""
+    hosts = (HOSTS[host_id] for host_id in BATCHES[wildcards.batch])
+    return [str(host.structure) for host in hosts if host.structure is not None]
+
+
+def of_batch(stage):
+    """Path of what a batch makes in a stage, with its wildcard."""
+    return LAYOUT.batch(stage, "{batch}")
+
+
+def of_all_batches(stage):
+    """What all batches make in a stage."""
+    return [LAYOUT.batch(stage, batch) for batch in BATCHES]
+
+
+def log_of(rule, *wildcards):
+    """Log file of a rule."""
+    return LAYOUT.results / "logs" / rule / ("-".join(wildcards) + ".log" if wildcards else f"{rule}.log")
+
+
+def benchmark_of(rule, *wildcards):
+    """Benchmark file of a rule."""
+    return LAYOUT.results / "benchmarks" / rule / ("-".join(wildcards) + ".tsv" if wildcards else f"{rule}.tsv")

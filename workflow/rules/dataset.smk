@@ -1,0 +1,19 @@
+# All finished spectra in one file, and a table of what is missing and why.
+rule dataset:
+    input:
+        config=ancient(LAYOUT.config),
+        supercells=of_all_batches("supercells"),
+        phonons=of_all_batches("phonons"),
+    output:
+        dataset=LAYOUT.dataset,
+        missing=LAYOUT.missing,
+    log:
+        log_of("dataset"),
+    benchmark:
+        benchmark_of("dataset")
+    params:
+        settings=CONFIG.spectra.model_dump_json(),
+    message:
+        "Collect the spectra of {CONFIG.run.name}"
+    shell:
+        "{PYTHON} -m defectnet dataset --config {input.config} > {log} 2>&1"

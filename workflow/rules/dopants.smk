@@ -1,0 +1,19 @@
+# Which elements may replace which, per host.
+rule dopants:
+    input:
+        config=ancient(LAYOUT.config),
+        structures=structure_files,
+    output:
+        of_batch("dopants"),
+    log:
+        log_of("dopants", "{batch}"),
+    benchmark:
+        benchmark_of("dopants", "{batch}")
+    params:
+        hosts=host_rows,
+        vocabulary=CONFIG.hosts.vocabulary,
+        settings=CONFIG.dopants.model_dump_json(),
+    message:
+        "Recommend dopants for {wildcards.batch}"
+    shell:
+        "{PYTHON} -m defectnet dopants --config {input.config} --batch {wildcards.batch} > {log} 2>&1"

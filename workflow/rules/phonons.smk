@@ -1,0 +1,20 @@
+# Phonon modes of everything that is relaxed, in the potential's environment.
+rule phonons:
+    input:
+        config=ancient(LAYOUT.config),
+        supercells=of_batch("supercells"),
+        relaxed=of_batch("relax"),
+    output:
+        of_batch("phonons"),
+    log:
+        log_of("phonons", "{batch}"),
+    benchmark:
+        benchmark_of("phonons", "{batch}")
+    conda:
+        POTENTIAL_ENV
+    params:
+        settings=CONFIG.phonons.model_dump_json(),
+    message:
+        "Phonons of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
+    shell:
+        "{POTENTIAL_PYTHON} -m defectnet phonons --config {input.config} --batch {wildcards.batch} > {log} 2>&1"

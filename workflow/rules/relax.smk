@@ -1,0 +1,22 @@
+# Relax hosts and doped supercells in the potential's environment. The manifest is what Snakemake tracks; the records
+# it names outlive failed and killed jobs.
+rule relax:
+    input:
+        config=ancient(LAYOUT.config),
+        supercells=of_batch("supercells"),
+        checkpoint=CONFIG.potential.checkpoint or [],
+    output:
+        of_batch("relax"),
+    log:
+        log_of("relax", "{batch}"),
+    benchmark:
+        benchmark_of("relax", "{batch}")
+    conda:
+        POTENTIAL_ENV
+    params:
+        potential=CONFIG.potential.model_dump_json(include={"name", "model", "checkpoint", "dtype"}),
+        settings=CONFIG.relaxation.model_dump_json(),
+    message:
+        "Relax {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
+    shell:
+        "{POTENTIAL_PYTHON} -m defectnet relax --config {input.config} --batch {wildcards.batch} > {log} 2>&1"

@@ -1,0 +1,18 @@
+# Supercells and which of their atoms are replaced, per host.
+rule supercells:
+    input:
+        config=ancient(LAYOUT.config),
+        dopants=of_batch("dopants"),
+    output:
+        of_batch("supercells"),
+    log:
+        log_of("supercells", "{batch}"),
+    benchmark:
+        benchmark_of("supercells", "{batch}")
+    params:
+        seed=CONFIG.run.seed,
+        settings=CONFIG.supercells.model_dump_json(),
+    message:
+        "Plan supercells of {wildcards.batch}"
+    shell:
+        "{PYTHON} -m defectnet supercells --config {input.config} --batch {wildcards.batch} > {log} 2>&1"

@@ -1,0 +1,42 @@
+# DefectNet on splits by host (the honest one) and by row (which shows how much leaking hosts flatters).
+MODEL = LAYOUT.model("{split}", "{repeat}")
+
+
+rule train:
+    input:
+        config=ancient(LAYOUT.config),
+        dataset=LAYOUT.dataset,
+    output:
+        checkpoint=MODEL / "checkpoint.pt",
+        history=MODEL / "history.csv",
+        split=MODEL / "split.json",
+    log:
+        log_of("train", "{split}", "{repeat}"),
+    benchmark:
+        benchmark_of("train", "{split}", "{repeat}")
+    params:
+        seed=CONFIG.run.seed,
+        settings=CONFIG.training.model_dump_json(exclude={"repeats"}),
+    message:
+        "Train DefectNet, split by {wildcards.split}, repeat {wildcards.repeat}"
+    shell:
+        "{PYTHON} -m defectnet train --config {input.config} --split {wildcards.split} --repeat {wildcards.repeat}"
+        " > {log} 2>&1"
+
+
+rule evaluate:
+    input:
+        config=ancient(LAYOUT.config),
+        dataset=LAYOUT.dataset,
+        models=[model / "checkpoint.pt" for model in LAYOUT.models(CONFIG.training.repeats)],
+    output:
+        metrics=report(LAYOUT.metrics, category="Results", caption="../report/metrics.rst"),
+        predictions=LAYOUT.predictions,
+    log:
+        log_of("evaluate"),
+    benchmark:
+        benchmark_of("evaluate")
+    message:
+        "Score networks and baselines on held-out spectra"
+    shell:
+        "{PYTHON} -m defectnet evaluate --config {input.config} > {log} 2>&1"
