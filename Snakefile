@@ -14,7 +14,6 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/check.smk"
 include: "workflow/rules/dopants.smk"
 include: "workflow/rules/supercells.smk"
 include: "workflow/rules/relax.smk"
@@ -22,6 +21,12 @@ include: "workflow/rules/phonons.smk"
 include: "workflow/rules/dataset.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
+
+
+# Find everything that is wrong before anything expensive starts. Not a rule: whatever depended on it would run
+# again with it.
+onstart:
+    shell("{PYTHON} -m defectnet check --config {CONFIG_FILE}")
 
 
 localrules:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import subprocess
 from collections.abc import Iterator
-
-from ruamel.yaml import YAML
 
 from defectnet.config import Config, Potential
 from defectnet.dopants import recommend
 from defectnet.errors import InputError
 from defectnet.hosts.sheet import check_hosts, read_sheet
-from defectnet.layout import Layout
-from defectnet.records import write_atomically
 
 
-def check(settings: Config, layout: Layout) -> Iterator[str]:
-    """Check host sheet, overrides and potential, then write the effective configuration; yields what was found.
+def check(settings: Config) -> Iterator[str]:
+    """Check host sheet, overrides and potential; yields what was found, line by line.
 
     Raises :class:`InputError` that names file, field and remedy.
     """
@@ -31,10 +26,6 @@ def check(settings: Config, layout: Layout) -> Iterator[str]:
             raise InputError(f"dopants.overrides.{host_id}: {settings.hosts.sheet} has no host with this id")
         recommend(by_id[host_id].build(), host_id, settings.dopants, settings.hosts.vocabulary)
     yield check_potential(settings.potential)
-    text = io.StringIO()
-    YAML(typ="safe").dump(settings.model_dump(mode="json"), text)
-    write_atomically(layout.config, text.getvalue().encode())
-    yield f"wrote {layout.config}"
 
 
 def check_potential(settings: Potential) -> str:

@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from defectnet import __version__
-from defectnet.config import Config, default_yaml, json_schema, load_config, parse_config
+from defectnet.config import Config, default_yaml, json_schema, load_config
 from defectnet.errors import DefectnetError, InputError
 from defectnet.hosts.commands import app as hosts_app
 from defectnet.hosts.sheet import Host, read_sheet
@@ -82,16 +82,11 @@ def config_command(
 
 
 @app.command()
-def check(
-    config: ConfigFile = DEFAULT_CONFIG,
-    values: Annotated[str | None, typer.Option("--json", help="The configuration as JSON instead of a file.")] = None,
-) -> None:
-    """Check configuration, host sheet and potential before anything expensive; write the effective configuration."""
+def check(config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Check configuration, host sheet, overrides and potential before anything expensive."""
     from defectnet.check import check as check_everything
 
-    settings = load_config(config) if values is None else parse_config(json.loads(values), "configuration")
-    layout = Layout(Path(settings.run.results))
-    for line in check_everything(settings, layout):
+    for line in check_everything(load_config(config)):
         log.info(line)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,9 +36,9 @@ class Block(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def digest(self, *, exclude: set[str] | None = None) -> str:
+    def digest(self) -> str:
         """Hexadecimal SHA-256 of the block's values, independent of key order."""
-        text = json.dumps(self.model_dump(mode="json", exclude=exclude), sort_keys=True)
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -220,6 +221,18 @@ def load_config(path: str | Path) -> Config:
     except YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
     return parse_config(values or {}, str(path))
+
+
+def write_config(config: Config, directory: Path) -> Path:
+    """Write a configuration as ``<directory>/<digest>.yaml`` unless it is there; returns the path."""
+    path = directory / f"{config.digest()[:16]}.yaml"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("w") as file:
+            YAML(typ="safe").dump(config.model_dump(mode="json"), file)
+        temporary.replace(path)
+    return path
 
 
 def _explain(problem: dict[str, Any]) -> str:

@@ -22,9 +22,9 @@ class Layout:
     results: Path
 
     @property
-    def config(self) -> Path:
-        """The effective configuration."""
-        return self.results / "config.yaml"
+    def configs(self) -> Path:
+        """Directory of the effective configurations that were used, each named after its content."""
+        return self.results / "configs"
 
     @property
     def records(self) -> Path:

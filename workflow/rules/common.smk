@@ -7,7 +7,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from defectnet.batches import assign
-from defectnet.config import parse_config
+from defectnet.config import parse_config, write_config
 from defectnet.errors import DefectnetError
 from defectnet.hosts.sheet import read_sheet
 from defectnet.layout import FIGURES, RECORD_STAGES, SPLITS, Layout
@@ -17,6 +17,8 @@ try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
     HOSTS = {host.id: host for host in read_sheet(CONFIG.hosts.sheet)}
     LAYOUT = Layout(Path(CONFIG.run.results))
+    # Under a name of its own content, so that a dry run with other values does not reach jobs that are running.
+    CONFIG_FILE = write_config(CONFIG, LAYOUT.configs)
     if workflow.is_main_process:
         for manifest in withdraw_stale_manifests(LAYOUT.results, RECORD_STAGES):
             print(f"{manifest}: names a record that is gone; its batch runs again", file=sys.stderr)
@@ -39,7 +41,10 @@ wildcard_constraints:
 
 def final_outputs():
     """Everything that a complete run leaves behind."""
-    return [LAYOUT.dataset, LAYOUT.metrics, *(LAYOUT.figure(name) for name in FIGURES)]
+    figures = [LAYOUT.figure(name) for name in FIGURES]
+    # Manifests are named here because Snakemake does not miss an intermediate file whose products exist.
+    manifests = [path for stage in RECORD_STAGES for path in of_all_batches(stage)]
+    return [LAYOUT.dataset, LAYOUT.metrics, *figures, *manifests]
 
 
 def host_rows(wildcards):

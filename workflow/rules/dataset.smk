@@ -1,7 +1,6 @@
 # All finished spectra in one file, and a table of what is missing and why.
 rule dataset:
     input:
-        config=ancient(LAYOUT.config),
         supercells=of_all_batches("supercells"),
         phonons=of_all_batches("phonons"),
     output:
@@ -16,4 +15,4 @@ rule dataset:
     message:
         "Collect the spectra of {CONFIG.run.name}"
     shell:
-        "{PYTHON} -m defectnet dataset --config {input.config} > {log} 2>&1"
+        "{PYTHON} -m defectnet dataset --config {CONFIG_FILE} > {log} 2>&1"

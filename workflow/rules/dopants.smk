@@ -1,7 +1,6 @@
 # Which elements may replace which, per host.
 rule dopants:
     input:
-        config=ancient(LAYOUT.config),
         structures=structure_files,
     output:
         of_batch("dopants"),
@@ -16,4 +15,4 @@ rule dopants:
     message:
         "Recommend dopants for {wildcards.batch}"
     shell:
-        "{PYTHON} -m defectnet dopants --config {input.config} --batch {wildcards.batch} > {log} 2>&1"
+        "{PYTHON} -m defectnet dopants --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"

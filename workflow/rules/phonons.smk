@@ -1,7 +1,6 @@
 # Phonon modes of everything that is relaxed, in the potential's environment.
 rule phonons:
     input:
-        config=ancient(LAYOUT.config),
         supercells=of_batch("supercells"),
         relaxed=of_batch("relax"),
     output:
@@ -17,4 +16,4 @@ rule phonons:
     message:
         "Phonons of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{POTENTIAL_PYTHON} -m defectnet phonons --config {input.config} --batch {wildcards.batch} > {log} 2>&1"
+        "{POTENTIAL_PYTHON} -m defectnet phonons --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"

@@ -2,7 +2,6 @@
 # it names outlive failed and killed jobs.
 rule relax:
     input:
-        config=ancient(LAYOUT.config),
         supercells=of_batch("supercells"),
         checkpoint=CONFIG.potential.checkpoint or [],
     output:
@@ -19,4 +18,4 @@ rule relax:
     message:
         "Relax {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{POTENTIAL_PYTHON} -m defectnet relax --config {input.config} --batch {wildcards.batch} > {log} 2>&1"
+        "{POTENTIAL_PYTHON} -m defectnet relax --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"

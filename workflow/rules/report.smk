@@ -1,7 +1,6 @@
 # Figures as PNG (in the report) and SVG. The report itself is made by `snakemake --report`, see the Makefile.
 rule figures:
     input:
-        config=ancient(LAYOUT.config),
         dataset=LAYOUT.dataset,
         metrics=LAYOUT.metrics,
         predictions=LAYOUT.predictions,
@@ -19,4 +18,4 @@ rule figures:
     message:
         "Draw the figures"
     shell:
-        "{PYTHON} -m defectnet figures --config {input.config} > {log} 2>&1"
+        "{PYTHON} -m defectnet figures --config {CONFIG_FILE} > {log} 2>&1"

@@ -1,7 +1,6 @@
 # Supercells and which of their atoms are replaced, per host.
 rule supercells:
     input:
-        config=ancient(LAYOUT.config),
         dopants=of_batch("dopants"),
     output:
         of_batch("supercells"),
@@ -15,4 +14,4 @@ rule supercells:
     message:
         "Plan supercells of {wildcards.batch}"
     shell:
-        "{PYTHON} -m defectnet supercells --config {input.config} --batch {wildcards.batch} > {log} 2>&1"
+        "{PYTHON} -m defectnet supercells --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"

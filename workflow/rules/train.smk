@@ -4,7 +4,6 @@ MODEL = LAYOUT.model("{split}", "{repeat}")
 
 rule train:
     input:
-        config=ancient(LAYOUT.config),
         dataset=LAYOUT.dataset,
     output:
         checkpoint=MODEL / "checkpoint.pt",
@@ -20,13 +19,12 @@ rule train:
     message:
         "Train DefectNet, split by {wildcards.split}, repeat {wildcards.repeat}"
     shell:
-        "{PYTHON} -m defectnet train --config {input.config} --split {wildcards.split} --repeat {wildcards.repeat}"
+        "{PYTHON} -m defectnet train --config {CONFIG_FILE} --split {wildcards.split} --repeat {wildcards.repeat}"
         " > {log} 2>&1"
 
 
 rule evaluate:
     input:
-        config=ancient(LAYOUT.config),
         dataset=LAYOUT.dataset,
         models=[model / "checkpoint.pt" for model in LAYOUT.models(CONFIG.training.repeats)],
     output:
@@ -39,4 +37,4 @@ rule evaluate:
     message:
         "Score networks and baselines on held-out spectra"
     shell:
-        "{PYTHON} -m defectnet evaluate --config {input.config} > {log} 2>&1"
+        "{PYTHON} -m defectnet evaluate --config {CONFIG_FILE} > {log} 2>&1"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from defectnet.elements import PUBLISHED_VOCABULARY
 from defectnet.errors import InputError
-from defectnet.hosts.sheet import Host
+from defectnet.hosts.sheet import Host, write_text
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -112,7 +112,7 @@ def drop_duplicates(
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher()
-    taken = {host.id for host in existing}
+    taken = {host.id: host for host in existing}
     groups: dict[tuple[str, int], list[tuple[Host, Structure]]] = defaultdict(list)
     for host in existing:
         structure = host.build()
@@ -120,7 +120,10 @@ def drop_duplicates(
     kept, rejected = [], []
     for host in progress(sorted(hosts, key=_precedence)):
         if host.id in taken:
-            rejected.append(Rejection(host.id, host.formula, "id", "another host has this id; rename one"))
+            owner = taken[host.id].reference or taken[host.id].formula
+            rejected.append(
+                Rejection(host.id, host.formula, "id", f"{host.reference}: {owner} has this id; rename one")
+            )
             continue
         try:
             structure = host.build()
@@ -132,7 +135,7 @@ def drop_duplicates(
         if twin is not None:
             rejected.append(Rejection(host.id, host.formula, "duplicate", f"same crystal as {twin.id}"))
             continue
-        taken.add(host.id)
+        taken[host.id] = host
         group.append((host, structure))
         kept.append(host)
     return Candidates(kept, rejected)
@@ -140,7 +143,8 @@ def drop_duplicates(
 
 def _precedence(host: Host) -> tuple:
     """Total order of rows, whatever order they came in."""
-    return host.gap_eV is None, host.id, host.formula, str(host.spacegroup), str(host.parameters), str(host.sites)
+    columns = host.formula, host.reference, host.spacegroup, host.parameters, host.sites, host.structure
+    return host.gap_eV is None, host.id, *map(str, columns)
 
 
 def _group(host: Host, structure: Structure) -> tuple[str, int]:
@@ -154,8 +158,6 @@ def _group(host: Host, structure: Structure) -> tuple[str, int]:
 
 def write_rejections(path: str | Path, rejected: Iterable[Rejection]) -> None:
     """Tab-separated table of rejected candidates, sorted by id."""
-    from defectnet.hosts.sheet import write_text
-
     lines = [f"{r.id}\t{r.formula}\t{r.rule}\t{' '.join(r.reason.split())}" for r in sorted(rejected, key=_by_id)]
     write_text(Path(path), "\n".join(["id\tformula\trule\treason", *lines]) + "\n")
 

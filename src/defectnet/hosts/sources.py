@@ -59,15 +59,12 @@ def directory(path: str | Path, progress: Progress = iter) -> Candidates:
     )
     if not files:
         raise InputError(f"--path: {root} holds no structure files ({', '.join(STRUCTURE_FILES)})")
-    hosts, rejected, taken = [], [], {}
+    hosts, rejected = [], []
     for file in progress(files):
         name = file.relative_to(root)
         host_id = _as_id("-".join(name.with_suffix("").parts if _has_format_suffix(name) else name.parts))
         try:
-            if host_id in taken:
-                raise InputError(f"structure: {name} gets the same id as {taken[host_id]}; rename one")
             hosts.append(_from_file(file, host_id, name.as_posix()))
-            taken[host_id] = name
         except InputError as error:
             rejected.append(Rejection(host_id, "", "unreadable", str(error)))
     return Candidates(hosts, rejected)
@@ -86,7 +83,7 @@ def optimade_file(path: str | Path, gap_fields: Sequence[str] = GAP_FIELDS, prog
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--path: {path} cannot be read ({error}); give an OPTIMADE JSON-lines file") from None
-    hosts, rejected, taken = [], [], set()
+    hosts, rejected = [], []
     for number, line in enumerate(progress(lines), 1):
         place = f"{path.name}:{number}"
         try:
@@ -96,26 +93,26 @@ def optimade_file(path: str | Path, gap_fields: Sequence[str] = GAP_FIELDS, prog
             continue
         if not isinstance(entry, dict) or entry.get("type") != "structures":
             continue
-        host_id, attributes = _as_id(str(entry.get("id", place))), entry.get("attributes", {})
-        formula = str(attributes.get("chemical_formula_reduced") or "")
-        rule, problem = _unusable(attributes)
-        if host_id in taken:
-            rule, problem = "id", "an earlier line has this id"
-        if problem is None:
-            try:
-                hosts.append(_from_optimade(host_id, attributes, gap_fields, f"{path.name} {entry.get('id', number)}"))
-                taken.add(host_id)
-                continue
-            except InputError as error:
-                rule, problem = "unreadable", str(error)
-            except (KeyError, TypeError, ValueError) as error:
-                rule, problem = "unreadable", f"required OPTIMADE fields are missing or malformed ({error!r})"
-        rejected.append(Rejection(host_id, formula, rule, f"{place}: {problem}"))
+        name, attributes = str(entry.get("id", number)), entry.get("attributes") or {}
+        host_id = _as_id(name)
+        try:
+            hosts.append(_from_optimade(host_id, attributes, gap_fields, f"{path.name} {name}"))
+        except _Unusable as error:
+            formula = str(attributes.get("chemical_formula_reduced") or "")
+            rejected.append(Rejection(host_id, formula, error.rule, f"{place}: {error}"))
     if not hosts and not rejected:
         raise InputError(
             f"--path: {path} holds no OPTIMADE structures; give one JSON object of type structures per line"
         )
     return Candidates(hosts, rejected)
+
+
+class _Unusable(Exception):
+    """One OPTIMADE entry that cannot become a host, with the rule it is counted under."""
+
+    def __init__(self, rule: str, reason: str):
+        super().__init__(reason)
+        self.rule = rule
 
 
 def _as_id(name: str) -> str:
@@ -141,48 +138,45 @@ def _from_file(file: Path, host_id: str, reference: str) -> Host:
 
 
 def _from_optimade(host_id: str, attributes: Mapping[str, Any], gap_fields: Sequence[str], reference: str) -> Host:
-    """Host of an ordered OPTIMADE structure; raises what malformed attributes cause."""
+    """Host of an ordered, three-dimensional OPTIMADE structure. Raises :class:`_Unusable`."""
     from pymatgen.core import Structure
 
     from defectnet.hosts import crystallography as xtal
 
-    symbol_of = {species["name"]: species["chemical_symbols"][0] for species in attributes["species"]}
-    structure = Structure(
-        attributes["lattice_vectors"],
-        [symbol_of[name] for name in attributes["species_at_sites"]],
-        attributes["cartesian_site_positions"],
-        coords_are_cartesian=True,
-    )
-    words = xtal.describe(structure)
+    try:
+        if attributes.get("dimension_types", [1, 1, 1]) != [1, 1, 1]:
+            raise _Unusable("dimensions", "not periodic in three directions")
+        symbol_of = {species["name"]: _only_symbol(species) for species in attributes["species"]}
+        structure = Structure(
+            attributes["lattice_vectors"],
+            [symbol_of[name] for name in attributes["species_at_sites"]],
+            attributes["cartesian_site_positions"],
+            coords_are_cartesian=True,
+        )
+        words = xtal.describe(structure)
+    except InputError as error:
+        raise _Unusable("unreadable", str(error)) from None
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _Unusable("unreadable", f"required OPTIMADE fields are missing or malformed ({error!r})") from None
     if words is None:
-        raise InputError("Wyckoff sites do not reproduce the structure; export it as CIF and use --source directory")
+        raise _Unusable("unreadable", "Wyckoff sites do not reproduce it; export it as CIF and use --source directory")
     gap = _gap(attributes, gap_fields)
     formula = structure.reduced_formula
     return _inline(words, id=host_id, formula=formula, gap_eV=gap, source="optimade", reference=reference)
+
+
+def _only_symbol(species: Mapping[str, Any]) -> str:
+    """The one element that fully occupies a species' sites. Raises :class:`_Unusable` for any other species."""
+    symbols, shares = species["chemical_symbols"], species.get("concentration", [1.0])
+    if len(symbols) != 1 or symbols[0] not in chemical_symbols[1:] or shares[0] < 1.0 - 1e-6:
+        raise _Unusable("disorder", f"species {species['name']} is partially occupied, a vacancy or unknown")
+    return symbols[0]
 
 
 def _inline(words: Description, **columns: Any) -> Host:
     a, b, c, alpha, beta, gamma = words.parameters
     cell = {"a": a, "b": b, "c": c, "alpha": alpha, "beta": beta, "gamma": gamma}
     return Host(spacegroup=words.spacegroup, sites=words.sites, n_atoms=words.n_atoms, **cell, **columns)
-
-
-def _unusable(attributes: Mapping[str, Any]) -> tuple[str, str] | tuple[None, None]:
-    """Rule and reason why an OPTIMADE entry is not an ordered three-dimensional crystal; None twice when it is."""
-    if attributes.get("dimension_types", [1, 1, 1]) != [1, 1, 1]:
-        return "dimensions", "not periodic in three directions"
-    for species in attributes.get("species") or ():
-        symbols, shares = species.get("chemical_symbols", ()), species.get("concentration", (1.0,))
-        if len(symbols) != 1 or symbols[0] not in chemical_symbols[1:] or shares[0] < 1.0 - 1e-6:
-            return "disorder", f"species {species.get('name')} is partially occupied, a vacancy or unknown"
-    missing = [
-        name
-        for name in ("lattice_vectors", "cartesian_site_positions", "species_at_sites", "species")
-        if not attributes.get(name)
-    ]
-    if missing:
-        return "unreadable", f"no {', '.join(missing)}"
-    return None, None
 
 
 def _gap(attributes: Mapping[str, Any], patterns: Sequence[str]) -> float | None:
