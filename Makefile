@@ -6,8 +6,10 @@ RESULTS := results/demo
 
 .PHONY: demo envs test test-unit test-workflow test-potentials lint format config bench lock clean
 
+# flock instead of Snakemake's lock: the kernel lifts it when a run is killed, once the last job of it has ended.
 demo: envs
-	$(MAIN)/snakemake --configfile config/config.yaml
+	@mkdir -p $(RESULTS)
+	flock $(RESULTS)/.lock $(MAIN)/snakemake --nolock --configfile config/config.yaml
 	@$(MAKE) --no-print-directory $(RESULTS)/report.html
 
 # Snakemake writes its report outside the workflow, from the workflow's results.
@@ -21,9 +23,9 @@ envs: .venvs/main/.installed $(POTENTIALS:%=.venvs/%/.installed)
 .venvs/%/.installed: envs/%.txt pyproject.toml
 	@echo "Setting up .venvs/$* (a few minutes the first time)"
 	$(PYTHON) -m venv --clear .venvs/$*
-	.venvs/$*/bin/python -m pip install --quiet $$(grep '^torch==' $<)
-	.venvs/$*/bin/python -m pip install --quiet --requirement $<
-	.venvs/$*/bin/python -m pip install --quiet --no-deps --editable .
+	.venvs/$*/bin/python -m pip install -qq $$(grep '^torch==' $<)
+	.venvs/$*/bin/python -m pip install -qq --requirement $<
+	.venvs/$*/bin/python -m pip install -qq --no-deps --editable .
 	touch $@
 
 test: test-unit test-workflow test-potentials

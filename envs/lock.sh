@@ -9,8 +9,8 @@ esac
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 "$python" -m venv "$scratch"
-"$scratch/bin/python" -m pip install --quiet torch==2.13.0
-"$scratch/bin/python" -m pip install --quiet ".[$extras]"
+"$scratch/bin/python" -m pip install -qq torch==2.13.0
+"$scratch/bin/python" -m pip install -qq ".[$extras]"
 {
   echo "# Pinned by \`make lock\` from the extras [$extras] of pyproject.toml; Python 3.11."
   "$scratch/bin/python" -m pip freeze --exclude defectnet | sed 's/^\(torch==[0-9.]*\)+.*/\1/'

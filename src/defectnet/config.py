@@ -86,8 +86,8 @@ class Supercells(Block):
     """Size of the supercells and what is substituted in them."""
 
     atoms_min: int = Field(30, ge=2, le=5000, description="Smallest number of atoms of a supercell.")
-    atoms_max: int = Field(40, ge=2, le=5000, description="Largest number of atoms of a supercell.")
-    doped_per_host: int = Field(6, ge=1, le=1000, description="Doped supercells per host.")
+    atoms_max: int = Field(36, ge=2, le=5000, description="Largest number of atoms of a supercell.")
+    doped_per_host: int = Field(5, ge=1, le=1000, description="Doped supercells per host.")
     species_min: int = Field(1, ge=1, le=6, description="Fewest coexisting dopant species.")
     species_max: int = Field(6, ge=1, le=6, description="Most coexisting dopant species.")
     concentration_min: float = Field(
@@ -178,7 +178,7 @@ class Training(Block):
     validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
     test_fraction: float = Field(0.2, gt=0, lt=0.5, description="Share of hosts (or rows) held out for the test.")
     repeats: int = Field(
-        1, ge=1, le=50, description="Independent train/test splits per kind of split; metrics pool their test spectra."
+        3, ge=1, le=50, description="Independent train/test splits per kind of split; metrics pool their test spectra."
     )
     distractor_probability: float = Field(
         0.5, ge=0, le=1, description="Chance that an absent candidate stays in the mask of a training sample."

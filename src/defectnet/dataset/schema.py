@@ -144,13 +144,14 @@ def write_dataset(
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, "w", libver=("v110", "v110"), track_order=False) as file:
+        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
             file.attrs["schema_version"] = SCHEMA_VERSION
             file.attrs["defectnet_version"] = __version__
             file.attrs["vocabulary"] = json.dumps(list(vocabulary))
             file.attrs["spectra"] = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
             file.attrs["provenance"] = json.dumps(dict(provenance or {}), sort_keys=True)
-            file["grid/edges_meV"] = energy_edges(settings)
+            # Groups that HDF5 makes on the way to a dataset would carry a time stamp; those of create_group do not.
+            file.create_group("grid")["edges_meV"] = energy_edges(settings)
             pristine = _write_spectra(file, hosts, spectra, settings, frozenset(vocabulary))
             _write_hosts(file.create_group("hosts"), hosts, pristine, frozenset(vocabulary))
             group = file.create_group("missing")
@@ -351,7 +352,7 @@ class Dataset:
             raise self._damaged(error) from None
         try:
             self._load()
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
             self._file.close()
             raise self._damaged(error) from None
         except RecordError:

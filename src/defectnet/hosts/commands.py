@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from enum import StrEnum
 from functools import partial
@@ -13,6 +14,7 @@ import typer
 from defectnet.errors import InputError
 
 if TYPE_CHECKING:
+    from defectnet.config import Config
     from defectnet.hosts.filters import Candidates, Rejection
     from defectnet.hosts.sheet import Host
 
@@ -21,7 +23,7 @@ app = typer.Typer(no_args_is_help=True, help="Make, check and look at host sheet
 SHEET = Annotated[Path, typer.Argument(help="Host sheet.")]
 
 
-CONFIG = Annotated[Path | None, typer.Option(help="Configuration whose hosts.vocabulary counts.")]
+CONFIG = Annotated[Path | None, typer.Option(help="Configuration whose hosts.vocabulary and run.seed count.")]
 
 
 class Source(StrEnum):
@@ -39,7 +41,7 @@ def select(
         Path | None, typer.Option(help="Sheet, directory or JSON-lines file; curated has one of its own.")
     ] = None,
     n: Annotated[int | None, typer.Option(min=1, help="Hosts in the finished sheet; all that pass by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the choice when there are more candidates than --n.")] = 20250602,
+    seed: Annotated[int | None, typer.Option(help="Seed of the choice; run.seed by default.")] = None,
     max_atoms: Annotated[int, typer.Option(min=1, help="Most atoms in the primitive cell.")] = 25,
     elements_min: Annotated[int, typer.Option(min=1, help="Fewest elements.")] = 2,
     elements_max: Annotated[int, typer.Option(min=1, help="Most elements.")] = 5,
@@ -61,8 +63,9 @@ def select(
 
     if (extend is None) == (output is None):
         raise InputError("--output: give either --output FILE for a new sheet or --extend SHEET to append to one")
+    settings = _settings(config)
     criteria = filters.Criteria(
-        vocabulary=_vocabulary(config),
+        vocabulary=settings.hosts.vocabulary,
         elements_min=elements_min,
         elements_max=elements_max,
         elemental=elemental,
@@ -79,7 +82,7 @@ def select(
     if rejected:
         filters.write_rejections(rejected, refused)
     _print_summary(len(found.hosts) + len(found.rejected), refused, len(unique.hosts))
-    selected = select_hosts(unique.hosts, n, seed, existing)
+    selected = select_hosts(unique.hosts, n, settings.run.seed if seed is None else seed, existing)
     if extend:
         sheet.extend_sheet(extend, selected)
     else:
@@ -93,7 +96,7 @@ def check(sheet_path: SHEET, config: CONFIG = None) -> None:
     from defectnet.hosts.sheet import check_hosts, read_sheet
 
     hosts = read_sheet(sheet_path)
-    check_hosts(hosts, sheet_path, _vocabulary(config), partial(_progress, label="hosts"))
+    check_hosts(hosts, sheet_path, _settings(config).hosts.vocabulary, partial(_progress, label="hosts"))
     typer.echo(f"{sheet_path}: {len(hosts)} hosts, all sound")
 
 
@@ -116,10 +119,10 @@ def show(sheet_path: SHEET, host_id: Annotated[str | None, typer.Argument(help="
     _print_host(host)
 
 
-def _vocabulary(config: Path | None) -> tuple[str, ...]:
+def _settings(config: Path | None) -> Config:
     from defectnet.config import Config, load_config
 
-    return (load_config(config) if config else Config()).hosts.vocabulary
+    return load_config(config) if config else Config()
 
 
 def _candidates(source: Source, path: Path | None, gap_fields: list[str] | None) -> Candidates:
@@ -158,9 +161,7 @@ def _print_sheet(hosts: list[Host]) -> None:
         gap = "" if host.gap_eV is None else f"{host.gap_eV:g}"
         group = host.spacegroup or str(host.structure)
         table.add_row(host.id, host.formula, host.family, group, gap, str(host.n_atoms), host.source)
-    # A pipe gets whole lines; a terminal gets its own width.
-    console = Console()
-    Console(width=None if console.is_terminal else 160).print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe has no width of its own
     typer.echo(f"{len(hosts)} hosts")
 
 

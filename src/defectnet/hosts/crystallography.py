@@ -2,7 +2,7 @@
 
 Symmetry operations and setting names come from spglib's database of the 530 Hall settings
 (A. Togo et al., Sci. Technol. Adv. Mater. Meth. 4, 2384822 (2024)). Lengths in Å, angles in degrees, positions
-fractional. Errors are :class:`InputError` with one ``field: what is wrong; remedy`` per line, fields as in a host sheet.
+fractional. Errors are :class:`InputError` with ``field: what is wrong; remedy`` per line, fields being sheet columns.
 """
 
 from __future__ import annotations
@@ -289,7 +289,8 @@ def _lattice(hall: int, parameters: Sequence[float]) -> np.ndarray:
     lengths, angles = parameters[:3], parameters[3:]
     # 1 + 2 cos α cos β cos γ − Σ cos² is the squared volume of the cell with unit edges.
     cosines = np.cos(np.radians(angles))
-    if min(lengths) <= 0 or min(angles) <= 0 or 1 + 2 * cosines.prod() - (cosines**2).sum() <= 1e-6:
+    spanned = 1 + 2 * cosines.prod() - (cosines**2).sum() > 1e-6
+    if not (min(lengths) > 0 and min(angles) > 0 and max(angles) < 180 and spanned):
         raise InputError("a..gamma: these lengths and angles span no cell; give Å and degrees of the conventional cell")
     lattice = np.array(Lattice.from_parameters(*parameters).matrix)
     metric = lattice @ lattice.T
@@ -316,14 +317,15 @@ def symmetry_problems(cell: ConventionalCell) -> list[str]:
 
     Letters are compared where spglib's search ends in the same origin and axes, as it does for all but a few crystals.
     """
-    found = spglib.get_symmetry_dataset(cell.spglib_cell, symprec=EXACT_SYMPREC_A)
     stated = _settings()[cell.hall_number - 1]
+    found = spglib.get_symmetry_dataset(cell.spglib_cell, symprec=EXACT_SYMPREC_A)
     if found.number != stated.number:
         return [
             f"spacegroup: the sites have the symmetry {found.international} ({found.number}), not {stated.symbol} "
             f"({stated.number}); state that group or correct the sites"
         ]
-    found = spglib.get_symmetry_dataset(cell.spglib_cell, symprec=EXACT_SYMPREC_A, hall_number=cell.hall_number)
+    if found.hall_number != cell.hall_number:
+        found = spglib.get_symmetry_dataset(cell.spglib_cell, symprec=EXACT_SYMPREC_A, hall_number=cell.hall_number)
     shift = found.origin_shift - np.round(found.origin_shift)
     if not (np.allclose(found.transformation_matrix, np.eye(3), atol=1e-4) and np.allclose(shift, 0, atol=1e-4)):
         return []

@@ -80,7 +80,7 @@ def optimade_file(path: str | Path, gap_fields: Sequence[str] = GAP_FIELDS, prog
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--path: {path} cannot be read ({error}); give an OPTIMADE JSON-lines file") from None
     hosts, rejected = [], []
@@ -93,11 +93,13 @@ def optimade_file(path: str | Path, gap_fields: Sequence[str] = GAP_FIELDS, prog
             continue
         if not isinstance(entry, dict) or entry.get("type") != "structures":
             continue
-        name, attributes = str(entry.get("id", number)), entry.get("attributes") or {}
+        name, attributes = str(entry.get("id", number)), entry.get("attributes")
+        if not isinstance(attributes, dict):
+            attributes = {}
         host_id = _as_id(name)
         try:
             hosts.append(_from_optimade(host_id, attributes, gap_fields, f"{path.name} {name}"))
-        except _Unusable as error:
+        except _UnusableError as error:
             formula = str(attributes.get("chemical_formula_reduced") or "")
             rejected.append(Rejection(host_id, formula, error.rule, f"{place}: {error}"))
     if not hosts and not rejected:
@@ -107,7 +109,7 @@ def optimade_file(path: str | Path, gap_fields: Sequence[str] = GAP_FIELDS, prog
     return Candidates(hosts, rejected)
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """One OPTIMADE entry that cannot become a host, with the rule it is counted under."""
 
     def __init__(self, rule: str, reason: str):
@@ -138,14 +140,14 @@ def _from_file(file: Path, host_id: str, reference: str) -> Host:
 
 
 def _from_optimade(host_id: str, attributes: Mapping[str, Any], gap_fields: Sequence[str], reference: str) -> Host:
-    """Host of an ordered, three-dimensional OPTIMADE structure. Raises :class:`_Unusable`."""
+    """Host of an ordered, three-dimensional OPTIMADE structure. Raises :class:`_UnusableError`."""
     from pymatgen.core import Structure
 
     from defectnet.hosts import crystallography as xtal
 
     try:
         if attributes.get("dimension_types", [1, 1, 1]) != [1, 1, 1]:
-            raise _Unusable("dimensions", "not periodic in three directions")
+            raise _UnusableError("dimensions", "not periodic in three directions")
         symbol_of = {species["name"]: _only_symbol(species) for species in attributes["species"]}
         structure = Structure(
             attributes["lattice_vectors"],
@@ -155,21 +157,23 @@ def _from_optimade(host_id: str, attributes: Mapping[str, Any], gap_fields: Sequ
         )
         words = xtal.describe(structure)
     except InputError as error:
-        raise _Unusable("unreadable", str(error)) from None
+        raise _UnusableError("unreadable", str(error)) from None
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise _Unusable("unreadable", f"required OPTIMADE fields are missing or malformed ({error!r})") from None
+        raise _UnusableError("unreadable", f"required OPTIMADE fields are missing or malformed ({error!r})") from None
     if words is None:
-        raise _Unusable("unreadable", "Wyckoff sites do not reproduce it; export it as CIF and use --source directory")
+        raise _UnusableError(
+            "unreadable", "Wyckoff sites do not reproduce it; export it as CIF and use --source directory"
+        )
     gap = _gap(attributes, gap_fields)
     formula = structure.reduced_formula
     return _inline(words, id=host_id, formula=formula, gap_eV=gap, source="optimade", reference=reference)
 
 
 def _only_symbol(species: Mapping[str, Any]) -> str:
-    """The one element that fully occupies a species' sites. Raises :class:`_Unusable` for any other species."""
+    """The one element that fully occupies a species' sites. Raises :class:`_UnusableError` for any other species."""
     symbols, shares = species["chemical_symbols"], species.get("concentration", [1.0])
     if len(symbols) != 1 or symbols[0] not in chemical_symbols[1:] or shares[0] < 1.0 - 1e-6:
-        raise _Unusable("disorder", f"species {species['name']} is partially occupied, a vacancy or unknown")
+        raise _UnusableError("disorder", f"species {species['name']} is partially occupied, a vacancy or unknown")
     return symbols[0]
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from ase.data import atomic_masses
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from defectnet.dataset.schema import FIDELITIES, Dataset
@@ -23,7 +24,6 @@ from defectnet.report.style import (
     BLUE,
     DOUBLE_COLUMN,
     GREY,
-    MODEL_COLOURS,
     MODEL_NAMES,
     ORANGE,
     SINGLE_COLUMN,
@@ -79,19 +79,19 @@ def hosts_figure(data: Dataset, stem: Path) -> list[Path]:
     order = np.argsort(top, kind="stable")
     shown = order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_HOSTS_SHOWN)).round().astype(int))]
     with style():
-        figure = new_figure(SINGLE_COLUMN, 0.7 + 0.32 * len(shown))
+        figure = new_figure(SINGLE_COLUMN, 0.6 + 0.28 * len(shown))
         axes = figure.subplots()
         centers = bin_centers(data.edges_meV)
         window = _window(density[shown], data.edges_meV)
         for level, host in enumerate(shown):
-            curve = level + 1.35 * density[host] / density[host].max()
-            axes.fill_between(centers, level, curve, color=BLUE, alpha=0.25, lw=0, zorder=-2 * level)
-            axes.plot(centers, curve, color=BLUE, lw=0.8, zorder=-2 * level + 1)
+            curve = level + 0.88 * density[host] / density[host].max()
+            axes.fill_between(centers, level, curve, color=BLUE, alpha=0.25, lw=0)
+            axes.plot(centers, curve, color=BLUE, lw=0.8)
             axes.annotate(
-                _formula(data.hosts.formula[hosts[host]]), (1, level + 0.12), xycoords=("axes fraction", "data"),
-                ha="right", va="bottom",
+                _formula(data.hosts.formula[hosts[host]]), (1, level), xycoords=("axes fraction", "data"),
+                xytext=(3, 0), textcoords="offset points", va="baseline",
             )  # fmt: skip
-        axes.set(xlim=window, ylim=(0, len(shown) + 0.5), xlabel=ENERGY_LABEL, yticks=[])
+        axes.set(xlim=window, ylim=(0, len(shown)), xlabel=ENERGY_LABEL, yticks=[])
         axes.set_ylabel("Phonon DOS (scaled to equal height)")
         if len(shown) < len(hosts):
             axes.set_title(f"{len(shown)} of {len(hosts)} hosts", loc="left")
@@ -110,7 +110,7 @@ def spectra_figure(data: Dataset, predictions: pd.DataFrame, stem: Path, count: 
     names = [errors.index[int(q * (len(errors) - 1))] for q in quantiles]
     row_of = {name: row for row, name in enumerate(data.spectra.id)}
     with style():
-        figure = new_figure(DOUBLE_COLUMN, 0.45 + 1.25 * len(names))
+        figure = new_figure(DOUBLE_COLUMN, 0.45 + 1.35 * len(names))
         grid = figure.subplots(len(names), 2, width_ratios=(2.2, 1), squeeze=False)
         for index, name in enumerate(names):
             left, right = grid[index]
@@ -152,8 +152,10 @@ def parity_figure(predictions: pd.DataFrame, scores: dict[str, Any], stem: Path)
     kinds = [kind for kind in SPLIT_NAMES if kind in scores]
     models = list(MODEL_NAMES)
     values = 100 * predictions[["true", *models]].to_numpy()
-    low, high = min(0.0, np.quantile(values, 0.001)), np.quantile(values, 0.9999)
+    # A few wild predictions would squeeze all others into a line: they are left outside the frame.
+    low, high = min(0.0, np.quantile(values, 0.01)), max(values[:, 0].max(), np.quantile(values, 0.99))
     margin = 0.04 * (high - low)
+    right = 1.06 * values[:, 0].max()
     size = float(np.clip(400 / np.sqrt(len(predictions)), 1.5, 9))
     with style():
         figure = new_figure(DOUBLE_COLUMN, 0.5 + 2.15 * len(kinds))
@@ -165,33 +167,36 @@ def parity_figure(predictions: pd.DataFrame, scores: dict[str, Any], stem: Path)
                 axes = grid[row, column]
                 guess = 100 * part[model].to_numpy()
                 dots = {"s": size, "alpha": 0.35, "lw": 0, "rasterized": True}
-                axes.plot([low, high], [low, high], color=BLACK, lw=0.6, zorder=0)
-                axes.scatter(true[true == 0], guess[true == 0], color=ORANGE, label="absent", **dots)
-                axes.scatter(true[true > 0], guess[true > 0], color=MODEL_COLOURS[model], label="present", **dots)
-                axes.text(0.04, 0.97, _score_text(scores[kind][model]), transform=axes.transAxes, va="top")
-                axes.set(xlim=(low - margin, high + margin), ylim=(low - margin, high + margin), aspect="equal")
+                axes.plot([0, right], [0, right], color=BLACK, lw=0.6, zorder=0)
+                axes.scatter(true[true == 0], guess[true == 0], color=ORANGE, **dots)
+                axes.scatter(true[true > 0], guess[true > 0], color=BLUE, **dots)
+                axes.set(xlim=(-0.06 * right, right), ylim=(low - margin, high + margin))
                 axes.xaxis.set_major_locator(MaxNLocator(5))
                 axes.yaxis.set_major_locator(MaxNLocator(5))
+                axes.set_title(_score_text(scores[kind][model]), loc="left")
                 if row == 0:
-                    axes.set_title(MODEL_NAMES[model], fontweight="bold")
-                legend = axes.legend(loc="lower right", handletextpad=0.1, borderaxespad=0.1, markerscale=1.5)
-                for handle in legend.legend_handles:
-                    handle.set_alpha(1)
+                    axes.annotate(
+                        MODEL_NAMES[model], (0, 1), xycoords="axes fraction", xytext=(0, 27),
+                        textcoords="offset points", fontweight="bold",
+                    )  # fmt: skip
             grid[row, 0].set_ylabel(f"{SPLIT_NAMES[kind].capitalize()}\nPredicted concentration (at.%)")
             letter(grid[row, 0], row)
+        absent, present = (Line2D([], [], marker="o", ls="", ms=3, color=colour) for colour in (ORANGE, BLUE))
+        grid[0, 0].legend((absent, present), ("absent", "present"), handletextpad=0.1, borderaxespad=0.1)
         figure.supxlabel("True concentration (at.%)", fontsize=7)
         return save(figure, stem)
 
 
 def _score_text(score: dict[str, Any]) -> str:
-    lines = [f"RMSE {score['rmse_at_percent']:.2f} at.%"]
+    error = f"RMSE {score['rmse_at_percent']:.2f} at.%"
     if interval := score["rmse_interval_at_percent"]:
-        lines[0] += f" ({interval[0]:.2f}–{interval[1]:.2f})"
+        error += f" ({interval[0]:.2f}–{interval[1]:.2f})"
+    parts = []
     if score["r2"] is not None:
-        lines.append(f"R² {score['r2']:.2f}".replace("-", "−"))
+        parts.append(f"R² {round(score['r2'], 2) + 0.0:.2f}".replace("-", "−"))  # + 0.0 turns −0.00 into 0.00
     if score["auroc"] is not None:
-        lines.append(f"AUROC {score['auroc']:.2f}")
-    return "\n".join(lines)
+        parts.append(f"AUROC {score['auroc']:.2f}")
+    return f"{error}\n{', '.join(parts)}"
 
 
 def umap_figure(data: Dataset, stem: Path) -> list[Path]:
@@ -235,9 +240,8 @@ def _embed(spectra: np.ndarray) -> np.ndarray:
     from umap import UMAP  # compiles for seconds: only when it is needed
 
     neighbours = min(15, len(spectra) // 3)
-    return UMAP(n_neighbors=neighbours, min_dist=0.15, init="pca", random_state=UMAP_SEED, n_jobs=1).fit_transform(
-        spectra
-    )
+    layout = UMAP(n_neighbors=neighbours, min_dist=0.8, spread=2.0, init="pca", random_state=UMAP_SEED, n_jobs=1)
+    return layout.fit_transform(spectra)
 
 
 def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
@@ -268,7 +272,8 @@ def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             letter(axes, index)
         grid[0].set_ylabel("RMSE (at.%)")
-        for handle in grid[0].legend(loc="best").legend_handles:
+        handles, labels = grid[0].get_legend_handles_labels()
+        for handle in figure.legend(handles, labels, loc="outside upper center", ncols=3).legend_handles:
             handle.set_alpha(1)
         return save(figure, stem)
 
@@ -280,10 +285,10 @@ def quality_figure(data: Dataset, stem: Path) -> list[Path]:
     fidelity = np.array(data.spectra.fidelity)
     kinds = [kind for kind in FIDELITIES if (fidelity == kind).any()]
     colours = dict(zip(FIDELITIES, (BLUE, ORANGE, GREY), strict=True))
-    across = min(3, max(1, len(columns)))
+    across = 2 if len(columns) == 4 else min(3, max(1, len(columns)))
     down = max(1, -(-len(columns) // across))
     with style():
-        figure = new_figure(DOUBLE_COLUMN * across / 3, 0.3 + 1.55 * down)
+        figure = new_figure(DOUBLE_COLUMN * across / 3, 0.45 + 1.55 * down)
         grid = figure.subplots(down, across, squeeze=False).ravel()
         for axes in grid[len(columns) :]:
             axes.set_axis_off()
@@ -309,7 +314,7 @@ def quality_figure(data: Dataset, stem: Path) -> list[Path]:
             axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
             letter(axes, index)
         if columns:
-            grid[0].legend(loc="upper right")
+            figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds))
         return save(figure, stem)
 
 

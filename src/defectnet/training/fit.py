@@ -80,7 +80,7 @@ def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed:
             "split": split_kind,
             "repeat": repeat,
             "seed": seed,
-            "training": settings.model_dump(mode="json"),
+            "training": settings.model_dump(mode="json", exclude={"repeats"}),
             "dataset_digest": data.digest,
             "potentials": sorted(set(data.spectra.potential)),
             "defectnet_version": __version__,
@@ -249,9 +249,14 @@ def _load(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint; make it with `defectnet train`") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise RecordError(
-            f"{path}: not a readable checkpoint ({str(error).splitlines()[0]}); delete it and rerun `defectnet train`"
+            f"{path}: not a readable checkpoint ({_reason(error)}); delete it and rerun `defectnet train`"
         ) from None
     return content if isinstance(content, dict) else {}
+
+
+def _reason(error: Exception) -> str:
+    """Kind and first line: PyTorch explains itself in paragraphs."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _load_last(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
@@ -290,6 +295,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecordError(
-            f"{path}: not a checkpoint of this version ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "rerun `defectnet train`"
+            f"{path}: not a checkpoint of this version ({_reason(error)}); rerun `defectnet train`"
         ) from None

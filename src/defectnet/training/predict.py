@@ -18,6 +18,21 @@ BAND_EDGE_QUANTILE = 0.999
 """On the published axis, the band edge of a host known by its spectrum alone: below it lies this share of the area."""
 
 
+def read_spectrum(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Energies [P] in meV and intensities [P] from a text file of two columns, separated by blanks or commas.
+
+    Text after ``#`` and further columns (error bars) are ignored. Raises :class:`InputError` naming file and remedy.
+    """
+    try:
+        text = path.read_text().replace(",", " ")
+        table = np.loadtxt(text.splitlines(), ndmin=2)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a table of numbers ({error}); give energy in meV and intensity") from None
+    if table.shape[1] < 2:
+        raise InputError(f"{path}: needs two columns, energy in meV and intensity")
+    return table[:, 0], table[:, 1]
+
+
 def predict(
     checkpoint: Path | Checkpoint,
     pristine: tuple[np.ndarray, np.ndarray],

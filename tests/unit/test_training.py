@@ -1,0 +1,308 @@
+"""Training, evaluation and use: reproducible, resumable, honest about what was held out."""
+
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from synthetic import make_dataset, supercell_modes
+
+from defectnet.config import Spectra, Training
+from defectnet.dataset.samples import Axis, host_edges, intensity
+from defectnet.dataset.schema import Dataset
+from defectnet.errors import InputError, RecordError
+from defectnet.models.defectnet import count_parameters
+from defectnet.phonons.pdos import bin_centers, pdos
+from defectnet.training import fit
+from defectnet.training.evaluate import MODELS, evaluate, score
+from defectnet.training.predict import predict, read_spectrum, resample
+
+FORMULAS = ["Si", "Ge", "GaAs", "MgO", "NaCl"]
+SETTINGS = Training(epochs=4, batch_size=8, learning_rate=1e-3)
+SEED = 7
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    path = tmp_path_factory.mktemp("training") / "dataset.h5"
+    make_dataset(path, FORMULAS, 6)
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(dataset):
+    """Run directories: three host splits and one row split."""
+    plan = [("host", 0), ("host", 1), ("host", 2), ("row", 0)]
+    directories = [dataset.parent / f"{kind}-{repeat}" for kind, repeat in plan]
+    for (kind, repeat), directory in zip(plan, directories, strict=True):
+        fit.train(dataset, SETTINGS, kind, repeat, SEED, directory)
+    return directories
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_run_directory(dataset, runs):
+    assert set(contents(runs[0])) == {"checkpoint.pt", "history.csv", "split.json"}
+    history = pd.read_csv(runs[0] / "history.csv")
+    assert tuple(history.columns) == fit.HISTORY_COLUMNS
+    assert list(history["epoch"]) == [1, 2, 3, 4]
+    checkpoint = fit.load_checkpoint(runs[0] / "checkpoint.pt")
+    best = history.loc[history["validation_rmse_at_percent"].idxmin()]
+    assert checkpoint.about["best_epoch"] == best["epoch"]
+    assert checkpoint.about["validation_rmse_at_percent"] == pytest.approx(best["validation_rmse_at_percent"])
+    assert checkpoint.about["potentials"] == ["springs"]
+    assert checkpoint.axis == Axis("host", 100, 0.0)
+    assert count_parameters(checkpoint.model) == 238_456
+    assert not checkpoint.model.training
+    content = torch.load(runs[0] / "checkpoint.pt", weights_only=True)
+    assert isinstance(content["vocabulary"], list)
+
+
+def test_split_file_never_leaks(dataset, runs):
+    tested = []
+    for directory in runs[:3]:
+        parts = json.loads((directory / "split.json").read_text())
+        hosts = [set(parts[name]["hosts"]) for name in ("train", "validation", "test")]
+        assert sum(map(len, hosts)) == len(set.union(*hosts)) == len(FORMULAS)
+        tested += parts["test"]["hosts"]
+    assert len(set(tested)) == 3
+
+
+def test_training_is_deterministic(dataset, runs, tmp_path):
+    fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(runs[0])
+    assert contents(runs[1])["checkpoint.pt"] != contents(runs[0])["checkpoint.pt"]
+
+
+def test_training_leaves_the_callers_torch_alone(dataset, tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    fit.train(dataset, SETTINGS.model_copy(update={"epochs": 1}), "host", 0, SEED, tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def interrupted(dataset, output, monkeypatch, settings=SETTINGS, after=2):
+    """Train until a kill in the epoch after ``after``."""
+    monkeypatch.setattr(fit, "SAVE_INTERVAL_s", 0.0)
+    sound, calls = fit.DefectNet.predict, []
+
+    def killed(self, samples):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return sound(self, samples)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit.DefectNet, "predict", killed)
+        fit.train(dataset, settings, "host", 0, SEED, output)
+    assert set(contents(output)) == {"last.pt"}
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(dataset, runs, tmp_path, monkeypatch, caplog):
+    interrupted(dataset, tmp_path, monkeypatch)
+    with caplog.at_level(logging.INFO):
+        fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
+    assert "continuing after epoch 2 of 4" in caplog.text
+    assert contents(tmp_path) == contents(runs[0])
+
+
+def test_state_of_other_settings_or_damaged_is_not_resumed(dataset, runs, tmp_path, monkeypatch, caplog):
+    other = SETTINGS.model_copy(update={"learning_rate": 5e-3})
+    interrupted(dataset, tmp_path, monkeypatch, settings=other)
+    fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
+    assert "other data or settings" in caplog.text
+    assert contents(tmp_path) == contents(runs[0])
+    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 half a file")
+    fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
+    assert "not a readable checkpoint" in caplog.text
+    assert contents(tmp_path) == contents(runs[0])
+
+
+def test_divergence_is_an_error(dataset, tmp_path):
+    with pytest.raises(InputError, match=r"diverged.*learning_rate"):
+        fit.train(dataset, SETTINGS.model_copy(update={"learning_rate": 1e30}), "host", 0, SEED, tmp_path)
+
+
+def test_damaged_checkpoints_are_refused(runs, tmp_path):
+    damaged = tmp_path / "checkpoint.pt"
+    content = (runs[0] / "checkpoint.pt").read_bytes()
+    for share in (0.0, 0.5):
+        damaged.write_bytes(content[: int(share * len(content))])
+        with pytest.raises(RecordError, match=r"checkpoint\.pt: not a readable checkpoint.*rerun"):
+            fit.load_checkpoint(damaged)
+    for foreign in ({"weights": torch.zeros(3)}, [1, 2]):
+        torch.save(foreign, damaged)
+        with pytest.raises(RecordError, match="not a checkpoint of this version"):
+            fit.load_checkpoint(damaged)
+    torch.save(fit.load_checkpoint(runs[0] / "checkpoint.pt").model, damaged)  # a pickle that could run code
+    with pytest.raises(RecordError, match="not a readable checkpoint"):
+        fit.load_checkpoint(damaged)
+    with pytest.raises(InputError, match="no such checkpoint"):
+        fit.load_checkpoint(tmp_path / "absent.pt")
+
+
+# Evaluation
+
+
+@pytest.fixture(scope="module")
+def evaluated(dataset, runs):
+    metrics, predictions = dataset.parent / "metrics.json", dataset.parent / "predictions.csv"
+    evaluate(dataset, runs, metrics, predictions)
+    return metrics, predictions
+
+
+def test_predictions_cover_the_test_parts(dataset, runs, evaluated):
+    table = pd.read_csv(evaluated[1])
+    with Dataset(dataset) as data:
+        for directory in runs:
+            kind, repeat = directory.name.split("-")
+            part = table[(table["split"] == kind) & (table["repeat"] == int(repeat))]
+            split = json.loads((directory / "split.json").read_text())
+            assert set(part["spectrum"]) == set(split["test"]["spectra"])
+        for _, row in table.iterrows():  # the mask is the full candidate list, and the truth is the dataset's
+            host = data.hosts.id.index(row["host"])
+            assert row["element"] in data.hosts.replaces[host]
+        counts = table.groupby(["split", "repeat", "spectrum", "host"]).size().reset_index(name="n")
+        for _, row in counts.iterrows():
+            assert row["n"] == len(data.hosts.replaces[data.hosts.id.index(row["host"])])
+    host_split = table[table["split"] == "host"]
+    constant = host_split.groupby("repeat")["mean"].nunique()
+    assert (constant == 1).all()
+
+
+def test_metrics_are_deterministic_and_pooled(dataset, runs, evaluated, tmp_path):
+    evaluate(dataset, runs, tmp_path / "m.json", tmp_path / "p.csv")
+    assert (tmp_path / "m.json").read_bytes() == evaluated[0].read_bytes()
+    assert (tmp_path / "p.csv").read_bytes() == evaluated[1].read_bytes()
+    metrics = json.loads(evaluated[0].read_text())
+    assert metrics["n_parameters"] == 238_456
+    assert set(metrics["splits"]) == {"host", "row"}
+    for model in MODELS:
+        pooled = metrics["splits"]["host"][model]
+        assert (pooled["n_hosts"], pooled["n_spectra"]) == (3, 18)
+        low, high = pooled["rmse_interval_at_percent"]
+        assert low <= pooled["rmse_at_percent"] <= high
+
+
+def test_networks_of_another_dataset_are_refused(runs, tmp_path):
+    make_dataset(tmp_path / "other.h5", FORMULAS, 5)
+    with pytest.raises(RecordError, match="trained on another dataset"):
+        evaluate(tmp_path / "other.h5", runs, tmp_path / "m.json", tmp_path / "p.csv")
+
+
+def answers(true, predicted, hosts=None):
+    n = len(true)
+    return pd.DataFrame(
+        {"spectrum": [str(i) for i in range(n)], "host": hosts or ["a"] * n, "true": true, "m": predicted}
+    )
+
+
+def test_score_by_hand():
+    result = score(answers([0.0, 0.0, 0.0, 0.0, 0.02, 0.04], [0.0, 0.001, 0.005, 0.03, 0.02, 0.04]), "m")
+    assert result["rmse_at_percent"] == pytest.approx(100 * np.sqrt((0.001**2 + 0.005**2 + 0.03**2) / 6))
+    assert result["mae_at_percent"] == pytest.approx(100 * 0.036 / 6)
+    assert result["auroc"] == pytest.approx(7 / 8)
+    assert result["false_positive_rate_at_threshold"] == 0.5
+    assert result["false_positive_rate_at_90_recall"] == 0.25
+    assert result["rmse_interval_at_percent"] is None
+    assert (result["n_entries"], result["n_spectra"], result["n_hosts"]) == (6, 6, 1)
+
+
+def test_score_of_one_class_only():
+    result = score(answers([0.01, 0.01], [0.02, 0.0]), "m")
+    assert result["auroc"] is result["average_precision"] is result["r2"] is None
+    assert result["rmse_at_percent"] == pytest.approx(1)
+
+
+def test_bootstrap_resamples_hosts():
+    """One bad host of three: the interval must reach from nearly no error to its error."""
+    low, high = score(answers([0.0, 0.0, 0.1], [0.0, 0.0, 0.0], ["a", "b", "c"]), "m")["rmse_interval_at_percent"]
+    assert low == 0
+    assert high > 8
+
+
+# Use
+
+
+@pytest.mark.parametrize("edges", [np.linspace(-5, 60, 7), np.linspace(-5, 60, 411), np.array([-9.0, 0.3, 7.7, 99.0])])
+def test_resampling_conserves_area(edges):
+    rng = np.random.default_rng(0)
+    energy = np.sort(rng.uniform(0, 50, 83))
+    values = rng.random(83)
+    share = resample(energy, 13.7 * values, edges)
+    assert share.sum() == pytest.approx(1)
+    half = resample(energy, values, np.array([energy[0], energy[40]]))
+    assert half[0] == pytest.approx(np.trapezoid(values[:41], energy[:41]) / np.trapezoid(values, energy))
+
+
+def test_spectra_as_columns_match_modes():
+    """A finely sampled, little broadened spectrum gives the network what the modes themselves would."""
+    modes = supercell_modes("GaAs", 2)
+    edges = host_edges(modes, 20)
+    fine = np.arange(0, 60, 0.02)
+    share = resample(bin_centers(fine), pdos(modes, fine, 0.02), edges)
+    expected = intensity(modes, edges, Axis("host"), Spectra()) / 20
+    # The topmost modes sit on the last edge; broadening carries half of them beyond it.
+    np.testing.assert_allclose(share[:-1], expected[:-1], atol=2e-3)
+
+
+def columns(formula, dopants=None):
+    fine = np.arange(-10.0, 140.0, 0.25)
+    return bin_centers(fine), 7 * pdos(supercell_modes(formula, 1, dopants), fine, 0.5)
+
+
+def test_predict(runs):
+    path = runs[0] / "checkpoint.pt"
+    answer = predict(path, columns("Si"), columns("Si", {0: "Ge"}), "Si", ["Sn", "Ge", "B"])
+    assert list(answer) == ["Sn", "Ge", "B"]
+    assert np.isfinite(list(answer.values())).all()
+    energy, values = columns("Si", {0: "Ge"})
+    scaled = predict(fit.load_checkpoint(path), columns("Si"), (energy, 1e4 * values), "Si2", ["Sn", "Ge", "B"])
+    assert scaled == pytest.approx(answer, abs=1e-7)
+
+
+def test_predict_on_the_absolute_axis(dataset, tmp_path):
+    settings = SETTINGS.model_copy(update={"preset": "absolute", "epochs": 1})
+    path = fit.train(dataset, settings, "host", 0, SEED, tmp_path)
+    assert fit.load_checkpoint(path).model.config["bins"] == 140
+    assert list(predict(path, columns("Si"), columns("Si", {0: "Ge"}), "Si", ["Ge"])) == ["Ge"]
+
+
+@pytest.mark.parametrize(
+    ("pristine", "formula", "candidates", "message"),
+    [
+        ((np.arange(3), np.arange(4)), "Si", ["Ge"], "equal length"),
+        ((np.array([0, 2, 1]), np.ones(3)), "Si", ["Ge"], "ascend"),
+        ((np.arange(3), np.array([1, np.nan, 1])), "Si", ["Ge"], "NaN"),
+        ((np.arange(3), np.zeros(3)), "Si", ["Ge"], "positive"),
+        ((np.arange(-9, -3), np.ones(6)), "Si", ["Ge"], "positive energies"),
+        (None, "Si(", ["Ge"], "formula"),
+        (None, "", ["Ge"], "formula"),
+        (None, "Xy2", ["Ge"], "Xy: the network was trained without"),
+        (None, "Si", ["Xe"], "Xe: the network was trained without"),
+        (None, "Si", [], "no candidate"),
+    ],
+)
+def test_predict_refuses(runs, pristine, formula, candidates, message):
+    with pytest.raises(InputError, match=message):
+        predict(runs[0] / "checkpoint.pt", pristine or columns("Si"), columns("Si"), formula, candidates)
+
+
+def test_read_spectrum(tmp_path):
+    path = tmp_path / "measured.csv"
+    path.write_text("# meV, intensity, error\n0.5, 1.0, 0.1\n1.5, 2.0, 0.1\n")
+    energy, values = read_spectrum(path)
+    np.testing.assert_array_equal(energy, [0.5, 1.5])
+    np.testing.assert_array_equal(values, [1.0, 2.0])
+    for text in ("energy dos\n1 2\n", "1\n2\n"):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"measured\.csv"):
+            read_spectrum(path)
+    with pytest.raises(InputError, match="absent"):
+        read_spectrum(tmp_path / "absent.txt")
