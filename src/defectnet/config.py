@@ -86,7 +86,7 @@ class Supercells(Block):
     """Size of the supercells and what is substituted in them."""
 
     atoms_min: int = Field(30, ge=2, le=5000, description="Smallest number of atoms of a supercell.")
-    atoms_max: int = Field(36, ge=2, le=5000, description="Largest number of atoms of a supercell.")
+    atoms_max: int = Field(32, ge=2, le=5000, description="Largest number of atoms of a supercell.")
     doped_per_host: int = Field(5, ge=1, le=1000, description="Doped supercells per host.")
     species_min: int = Field(1, ge=1, le=6, description="Fewest coexisting dopant species.")
     species_max: int = Field(6, ge=1, le=6, description="Most coexisting dopant species.")
@@ -171,14 +171,17 @@ class Spectra(Block):
 class Training(Block):
     """The network and its training."""
 
-    preset: Literal["published"] = Field("published", description="Network and recipe: published is arXiv:2506.00725.")
+    preset: Literal["published", "absolute"] = Field(
+        "published",
+        description="published: network and axis of arXiv:2506.00725; absolute: same network, axis of the spectra block.",
+    )
     epochs: int = Field(200, ge=1, description="Passes over the training spectra.")
     batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")
     learning_rate: float = Field(5e-4, gt=0, description="Adam step size.")
     validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
     test_fraction: float = Field(0.2, gt=0, lt=0.5, description="Share of hosts (or rows) held out for the test.")
     repeats: int = Field(
-        3, ge=1, le=50, description="Independent train/test splits per kind of split; metrics pool their test spectra."
+        3, ge=1, le=50, description="Train/test splits per kind; successive ones test other hosts, metrics pool them."
     )
     distractor_probability: float = Field(
         0.5, ge=0, le=1, description="Chance that an absent candidate stays in the mask of a training sample."

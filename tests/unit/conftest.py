@@ -1,3 +1,8 @@
+import os
+
+# The matrices of these tests are tiny: threads of the linear algebra would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from fakes import rock_salt
 

@@ -3,7 +3,7 @@ from math import erf, sqrt
 import numpy as np
 import periodictable
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from defectnet.config import Spectra
@@ -133,14 +133,9 @@ def test_a_coarse_bin_is_the_mean_of_the_fine_ones_in_it(modes, sigma, width, se
 @QUICK
 @given(modes(), widths)
 def test_without_broadening_it_is_a_histogram(modes, width):
-    # Edges half-way between the energies and multiples of the width, so that no mode lies on an edge.
     edges = grid(-60 - width, 150 + width, width)
-    distance = np.abs(modes.energies_meV[:, None] - edges[None]).min(axis=1)
-    keep = distance > 1e-4
-    if not keep.any():
-        return
-    modes = Modes(modes.energies_meV[keep], modes.weights[keep], modes.elements)
-    expected = np.histogram(modes.energies_meV, edges)[0] / keep.sum() / width
+    assume(np.abs(modes.energies_meV[:, None] - edges[None]).min() > 1e-4)  # half of a mode on an edge falls either way
+    expected = np.histogram(modes.energies_meV, edges, density=True)[0]
     np.testing.assert_allclose(pdos(modes, edges, 1e-6), expected, rtol=1e-9, atol=1e-12)
 
 
@@ -210,7 +205,7 @@ def test_every_element_of_the_vocabulary_has_a_weight():
 
 
 def test_element_without_cross_section_is_named():
-    with pytest.raises(InputError, match=r"Pm.*weighting: none|Po.*weighting: none"):
+    with pytest.raises(InputError, match=r"Po.*weighting: none"):
         neutron_weights(("Po",))
 
 

@@ -60,7 +60,10 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[in
 def _host_entry(host: Host, plan: HostPlan) -> HostEntry:
     structure = host.build()
     composition = structure.composition.element_composition.fractional_composition
-    candidates = {candidate.dopant: candidate.replaces for candidate in plan.candidates}
+    candidates: dict[str, str] = {}
+    for candidate in plan.candidates:  # own lists may put a dopant on several sublattices
+        before = candidates.get(candidate.dopant)
+        candidates[candidate.dopant] = f"{before}, {candidate.replaces}" if before else candidate.replaces
     return HostEntry(host.id, host.formula, {el.symbol: float(x) for el, x in composition.items()}, candidates)
 
 

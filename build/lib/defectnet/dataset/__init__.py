@@ -1,1 +1,0 @@
-"""The dataset: file format, splits, and arrays for training."""

@@ -1,1 +1,0 @@
-"""Networks and the baselines they have to beat."""

@@ -1,1 +1,0 @@
-"""Hessians, normal modes and phonon densities of states."""

@@ -1,0 +1,246 @@
+import numpy as np
+import pytest
+import spglib
+from ase.build import bulk
+from ase.spacegroup import crystal
+from fakes import Broken, Wrapped, rock_salt
+
+from defectnet.batches import atoms_of
+from defectnet.config import Relaxation
+from defectnet.errors import PhysicsError
+from defectnet.potentials.base import Evaluation
+from defectnet.relaxation import relax_doped, relax_host
+
+RUTILE = crystal(
+    ["Mg", "F"], [(0, 0, 0), (0.31, 0.31, 0)], spacegroup=136, cellpar=[4.5, 4.5, 3.2, 90, 90, 90], primitive_cell=True
+)
+HOSTS = {  # space group and a start that the potential wants to change
+    "fcc": (225, bulk("Cu", "fcc", a=4.6)),
+    "rock salt": (225, atoms_of(rock_salt("NaCl", "Na", "Cl", 5.64))),  # unstable, but held by symmetry
+    "hcp": (194, bulk("Zn", "hcp", a=3.5, c=5.5)),
+    "wurtzite": (186, bulk("LiF", "wurtzite", a=3.1, c=5.0, u=0.38)),
+    "rutile": (136, RUTILE),
+}
+
+
+def space_group(atoms):
+    cell = (atoms.cell[:], atoms.get_scaled_positions(), atoms.numbers)
+    return spglib.get_symmetry_dataset(cell, symprec=1e-4).number
+
+
+def energy(model, atoms):
+    return float(model.evaluate([atoms]).energies[0])
+
+
+@pytest.fixture(scope="module")
+def doped(model):
+    """32 atoms of an fcc metal, which pair potentials hold together well, with three dopants, shaken."""
+    a = 2**0.5 * relax_host(bulk("Cu", "fcc", a=4.8), model, Relaxation()).atoms.cell.lengths()[0]
+    atoms = bulk("Cu", "fcc", a=a, cubic=True).repeat(2)
+    atoms.symbols[[3, 11, 20]] = ["Ni", "Zn", "Ga"]
+    atoms.rattle(0.05, seed=1)
+    return atoms
+
+
+# --- hosts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["LBFGS", "FIRE"])
+@pytest.mark.parametrize("name", HOSTS)
+def test_host_keeps_its_space_group_and_loses_its_forces(model, name, optimizer):
+    group, start = HOSTS[name]
+    settings = Relaxation(optimizer=optimizer)
+    relaxed = relax_host(start, model, settings)
+    assert space_group(start) == group == space_group(relaxed.atoms)
+    assert relaxed.quality["converged"] == 1
+    assert relaxed.quality["relax_steps"] > 0
+    result = model.evaluate([relaxed.atoms])
+    assert np.linalg.norm(result.forces[0], axis=1).max() <= settings.fmax_eV_per_A
+    # Stress times volume per atom is what ASE's cell filter compares with forces.
+    virial = np.abs(result.stresses[0]).max() * relaxed.atoms.get_volume() / len(start)
+    assert virial <= settings.fmax_eV_per_A
+    assert result.energies[0] < energy(model, start)
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_optimizers_agree_on_hosts(model, name):
+    start, tight = HOSTS[name][1], {"fmax_eV_per_A": 1e-3}
+    one, other = (relax_host(start, model, Relaxation(optimizer=o, **tight)) for o in ("LBFGS", "FIRE"))
+    assert one.quality["energy_eV_per_atom"] == pytest.approx(other.quality["energy_eV_per_atom"], abs=1e-5)
+    np.testing.assert_allclose(one.atoms.cell.cellpar(), other.atoms.cell.cellpar(), rtol=2e-3)
+
+
+def test_lattice_of_a_host_stays_where_asked(model):
+    start = HOSTS["rutile"][1]
+    relaxed = relax_host(start, model, Relaxation(host_cell=False))
+    np.testing.assert_array_equal(relaxed.atoms.cell, start.cell)
+    assert relaxed.quality["volume_change"] == 0
+    assert relaxed.quality["displacement_max_A"] > 0
+    assert relaxed.quality["converged"] == 1
+
+
+def test_volume_change_is_that_of_the_cells(model):
+    start = HOSTS["hcp"][1]
+    relaxed = relax_host(start, model, Relaxation())
+    assert relaxed.quality["volume_change"] == pytest.approx(relaxed.atoms.get_volume() / start.get_volume() - 1)
+    assert abs(relaxed.quality["volume_change"]) > 0.01
+
+
+# --- doped cells --------------------------------------------------------------------------------------------------
+
+
+def test_doped_cell_relaxes_at_fixed_lattice(model, doped):
+    before = doped.copy()
+    relaxed = relax_doped(doped, model, Relaxation())
+    np.testing.assert_array_equal(relaxed.atoms.cell, doped.cell)
+    np.testing.assert_array_equal(relaxed.atoms.numbers, doped.numbers)
+    assert relaxed.quality["converged"] == 1
+    result = model.evaluate([relaxed.atoms])
+    assert np.linalg.norm(result.forces[0], axis=1).max() <= 0.01
+    assert energy(model, relaxed.atoms) < energy(model, doped)
+    # What is reported is what is there.
+    np.testing.assert_allclose(relaxed.forces, result.forces[0], atol=1e-12)
+    quality = relaxed.quality
+    assert quality["residual_force_eV_per_A"] == pytest.approx(np.linalg.norm(result.forces[0], axis=1).max())
+    assert quality["energy_eV_per_atom"] == pytest.approx(result.energies[0] / 32)
+    moved = relaxed.atoms.positions - doped.positions
+    moved -= moved.mean(axis=0)
+    assert quality["displacement_max_A"] == pytest.approx(np.linalg.norm(moved, axis=1).max())
+    # The structure that was handed in is still the start.
+    assert before == doped
+
+
+def test_optimizers_agree_on_doped_cells(model, doped):
+    one, other = (relax_doped(doped, model, Relaxation(optimizer=o, fmax_eV_per_A=1e-3)) for o in ("LBFGS", "FIRE"))
+    assert one.quality["energy_eV_per_atom"] == pytest.approx(other.quality["energy_eV_per_atom"], abs=1e-6)
+    apart = one.atoms.positions - other.atoms.positions
+    np.testing.assert_allclose(apart - apart.mean(axis=0), 0, atol=0.01)
+
+
+def test_lattice_of_a_doped_cell_relaxes_where_asked(model, doped):
+    fixed = relax_doped(doped, model, Relaxation())
+    free = relax_doped(doped, model, Relaxation(doped_cell=True))
+    assert np.abs(free.atoms.cell[:] - doped.cell[:]).max() > 1e-3
+    assert energy(model, free.atoms) < energy(model, fixed.atoms)
+    virial = np.abs(model.evaluate([free.atoms]).stresses[0]).max() * free.atoms.get_volume() / 32
+    assert virial <= 0.01
+
+
+def test_nothing_moves_in_a_relaxed_structure(model, doped):
+    relaxed = relax_doped(doped, model, Relaxation())
+    again = relax_doped(relaxed.atoms, model, Relaxation())
+    assert again.quality["relax_steps"] == 0
+    assert again.quality["displacement_max_A"] == 0
+    np.testing.assert_array_equal(again.atoms.positions, relaxed.atoms.positions)
+
+
+def test_same_start_same_end(model, doped):
+    one, other = relax_doped(doped, model, Relaxation()), relax_doped(doped, model, Relaxation())
+    np.testing.assert_array_equal(one.atoms.positions, other.atoms.positions)
+    assert one.quality == other.quality
+
+
+def test_evaluations_are_counted(model, doped):
+    counting = Wrapped(model)
+    relaxed = relax_doped(doped, counting, Relaxation())
+    assert relaxed.quality["relax_evaluations"] == len(counting.structures)
+
+
+# --- trouble ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["LBFGS", "FIRE"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_running_out_of_steps_is_no_error(model, doped, optimizer, steps):
+    relaxed = relax_doped(doped, model, Relaxation(optimizer=optimizer, steps_max=steps))
+    assert relaxed.quality["converged"] == 0
+    assert relaxed.quality["relax_steps"] == steps
+    assert relaxed.quality["residual_force_eV_per_A"] > 0.01
+    assert energy(model, relaxed.atoms) < energy(model, doped)
+
+
+def test_atoms_on_top_of_each_other(model, doped):
+    broken = doped.copy()
+    broken.positions[5] = broken.positions[3] + [0.3, 0, 0]
+    with pytest.raises(PhysicsError, match="exploded at step 0: a force component"):
+        relax_doped(broken, model, Relaxation())
+
+    class Blind(Wrapped):
+        def changed(self, result):
+            return Evaluation(result.energies, [0 * force for force in result.forces], result.stresses)
+
+    with pytest.raises(PhysicsError, match=r"(Ni-Cu|Cu-Ni) atoms 0\.30 Å apart"):
+        relax_doped(broken, Blind(model), Relaxation())
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_atoms_at_the_same_place(model, doped):
+    broken = doped.copy()
+    broken.positions[5] = broken.positions[3]
+    with pytest.raises(PhysicsError, match="exploded at step 0"):
+        relax_doped(broken, model, Relaxation())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("after", [0, 2])
+def test_forces_that_are_not_finite(model, doped, value, after):
+    with pytest.raises(PhysicsError, match=f"exploded at step {after}: forces are not finite"):
+        relax_doped(doped, Broken(model, value, after), Relaxation())
+
+
+@pytest.mark.parametrize("value", [5e4, -5e4])
+def test_forces_beyond_all_chemistry(model, doped, value):
+    with pytest.raises(PhysicsError, match=r"exploded at step 1: .*5e\+04 eV/Å"):
+        relax_doped(doped, Broken(model, value, 1), Relaxation())
+    with pytest.raises(PhysicsError, match="exploded"):
+        relax_host(HOSTS["rutile"][1], Broken(model, value), Relaxation())
+
+
+def test_collapse_on_the_way_is_noticed(model, doped):
+    """A model that pulls two neighbours into each other, as extrapolating networks do."""
+
+    class Attractive(Wrapped):
+        def changed(self, result):
+            atoms = self.structures[-1]
+            force = np.zeros((32, 3))
+            direction = atoms.get_distance(3, 5, mic=True, vector=True)
+            force[3], force[5] = 50 * direction, -50 * direction
+            return Evaluation(result.energies, [force], result.stresses)
+
+    with pytest.raises(PhysicsError, match=r"atoms 0\.\d\d Å apart"):
+        relax_doped(doped, Attractive(model), Relaxation())
+
+
+def test_unknown_element(model, doped):
+    foreign = doped.copy()
+    foreign.symbols[0] = "Gd"
+    with pytest.raises(PhysicsError, match="Gd"):
+        relax_doped(foreign, model, Relaxation())
+
+
+@pytest.mark.xfail(strict=True, reason="a crystal that evaporates has no forces left and passes for converged")
+def test_evaporated_crystal_is_an_explosion(model):
+    """No attraction: the cell grows until no atom feels another."""
+
+    class Repulsive(Wrapped):
+        def evaluate(self, structures):
+            energies, forces, stresses = [], [], []
+            for atoms in structures:
+                volume = atoms.get_volume() / len(atoms)
+                energies.append(len(atoms) * 20 / volume)
+                forces.append(np.zeros((len(atoms), 3)))
+                stresses.append(-np.eye(3) * 20 / volume**2)
+            return Evaluation(np.array(energies), forces, np.array(stresses))
+
+    with pytest.raises(PhysicsError, match="volume"):
+        relax_host(HOSTS["rutile"][1], Repulsive(model), Relaxation())
+
+
+@pytest.mark.xfail(strict=True, reason="LBFGS may climb over the edge of the well, and nobody compares the energies")
+def test_end_is_never_above_the_start(model):
+    start = bulk("ZnS", "zincblende", a=5.4)
+    try:
+        end = relax_host(start, model, Relaxation()).atoms
+    except PhysicsError:
+        return
+    assert energy(model, end) <= energy(model, start)

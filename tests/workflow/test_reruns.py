@@ -1,0 +1,98 @@
+"""What a change of the configuration, the sheet or the records makes run again, and what it leaves alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+
+import pytest
+from conftest import campaign
+
+HOSTS = 3
+AFTER_DATASET = {"train": 2, "evaluate": 1, "figures": 1, "all": 1}
+AFTER_PHONONS = {"dataset": 1, **AFTER_DATASET}
+AFTER_RELAX = {"phonons": HOSTS, **AFTER_PHONONS}
+AFTER_SUPERCELLS = {"relax": HOSTS, **AFTER_RELAX}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ("spectra={sigma_meV: 2.0}", AFTER_PHONONS),
+        ("spectra={energy_max_meV: 200}", AFTER_PHONONS),
+        ("phonons={displacement_A: 0.02}", AFTER_RELAX),
+        ("relaxation={fmax_eV_per_A: 0.02}", AFTER_SUPERCELLS),
+        ("supercells={concentration_max: 0.2}", {"supercells": HOSTS, **AFTER_SUPERCELLS}),
+        ("dopants={n_type: 4}", {"dopants": HOSTS, "supercells": HOSTS, **AFTER_SUPERCELLS}),
+        ("training={epochs: 3}", {"train": 2, "evaluate": 1, "figures": 1, "all": 1}),
+        ("potential={atoms_per_pass: 32}", {}),
+    ],
+    ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
+)
+def test_change_of_configuration(finished, change, expected):
+    assert finished.planned("--config", change) == expected
+
+
+def test_touching_files_changes_nothing(finished):
+    for name in ("config.yaml", "hosts.tsv"):
+        os.utime(finished.folder / name)
+    assert finished.planned() == {}
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished run of its own that a test may damage; Snakemake keeps its memory in the folder, too."""
+    shutil.copytree(finished.folder, tmp_path / "run", copy_function=shutil.copy2)
+    finished_copy = campaign(tmp_path / "elsewhere")
+    finished_copy.folder = tmp_path / "run"
+    return finished_copy
+
+
+def test_appended_host_runs_alone(copy):
+    before = copy.fingerprint()
+    copy.hosts("LiF", "MgO", "NaCl", "CaO")
+    one_host = {"dopants": 1, "supercells": 1, "relax": 1, "phonons": 1}
+    assert copy.planned() == one_host | AFTER_PHONONS
+    copy.snakemake("--until", "phonons")
+    after = copy.fingerprint()
+    assert {path: after[path] for path in before} == before
+    assert {path.parent.name for path in after.keys() - before.keys()} == {"CaO"}
+
+
+def test_deleted_record_is_computed_alone(copy):
+    before = copy.fingerprint()
+    lost = copy.records("phonons", "MgO")[0]
+    lost.unlink()
+    assert copy.planned() == {"phonons": 1} | AFTER_PHONONS
+    copy.snakemake("--until", "phonons")
+    after = copy.fingerprint()
+    assert after.keys() == before.keys()
+    assert [path for path in before if after[path] != before[path]] == [lost]
+
+
+def test_damaged_record_is_named_and_computed_alone(copy):
+    before = copy.fingerprint()
+    damaged = copy.records("phonons", "NaCl")[1]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    damaged.write_bytes(content)
+    assert damaged.name in copy.defectnet("records", "verify", "--config", "config.yaml", succeeds=False)
+    (copy.results / "dataset.h5").unlink()
+    told = copy.snakemake(succeeds=False)
+    assert damaged.name in told and "run the workflow again" in told
+    copy.snakemake()
+    after = copy.fingerprint()
+    assert after.keys() == before.keys()
+    assert [path for path in before if after[path] != before[path]] == [damaged]
+
+
+def test_more_doped_cells_keep_the_earlier_ones(copy):
+    before = copy.fingerprint()
+    copy.values["supercells"]["doped_per_host"] = 3
+    copy.write()
+    time.sleep(0.01)
+    copy.snakemake("--until", "phonons")
+    after = copy.fingerprint()
+    assert {path: after[path] for path in before} == before
+    assert len(after) == len(before) + 2 * HOSTS

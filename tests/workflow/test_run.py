@@ -1,0 +1,39 @@
+"""A complete run: what it leaves behind, and that it is left alone afterwards."""
+
+from __future__ import annotations
+
+import json
+
+from defectnet.dataset.schema import Dataset
+from defectnet.layout import FIGURES
+
+
+def test_everything_that_was_promised_is_there(finished):
+    with Dataset(finished.results / "dataset.h5") as dataset:
+        assert dataset.hosts.id == ["LiF", "MgO", "NaCl"]
+        assert len(dataset.doped) == 6
+    metrics = json.loads((finished.results / "metrics.json").read_text())
+    assert set(metrics["splits"]) == {"host", "row"}
+    for name in FIGURES:
+        for suffix in ("png", "svg"):
+            assert (finished.results / "figures" / f"{name}.{suffix}").stat().st_size > 1000
+    for split in ("host", "row"):
+        assert (finished.results / "models" / f"{split}-0" / "checkpoint.pt").exists()
+
+
+def test_every_job_left_log_and_benchmark(finished):
+    for rule in ("dopants", "supercells", "relax", "phonons"):
+        for host in ("LiF", "MgO", "NaCl"):
+            assert (finished.results / "logs" / rule / f"{host}.log").exists()
+            assert (finished.results / "benchmarks" / rule / f"{host}.tsv").exists()
+
+
+def test_running_again_does_nothing(finished):
+    assert "Nothing to be done" in finished.snakemake()
+
+
+def test_report_is_made(finished, tmp_path):
+    report = tmp_path / "report.html"
+    finished.snakemake("--report", str(report))
+    text = report.read_text()
+    assert all(name in text for name in FIGURES)
