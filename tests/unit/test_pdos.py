@@ -21,7 +21,7 @@ from defectnet.phonons.pdos import (
     spectrum,
 )
 
-QUICK = settings(deadline=None, max_examples=60)
+QUICK = settings(deadline=None, max_examples=40)
 ELEMENTS = ("Ge", "H", "Si", "V")
 
 sigmas = st.floats(0.02, 30)
