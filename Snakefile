@@ -26,7 +26,7 @@ include: "workflow/rules/report.smk"
 # Find everything that is wrong before anything expensive starts. Not a rule: whatever depended on it would run
 # again with it.
 onstart:
-    shell("{PYTHON} -m defectnet check --config {CONFIG_FILE}")
+    shell("{sys.executable} -m defectnet check --config {CONFIG_FILE}" + (" --no-potential" if WITH_CONDA else ""))
 
 
 localrules:
@@ -34,6 +34,6 @@ localrules:
 
 
 rule all:
+    default_target: True
     input:
         final_outputs(),
-    default_target: True

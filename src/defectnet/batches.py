@@ -76,6 +76,11 @@ class _Worker:
             try:
                 record = compute()
             except (PhysicsError, ArithmeticError, ValueError, RuntimeError, np.linalg.LinAlgError) as error:
+                if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+                    raise InputError(
+                        f"{host} {item}: out of GPU memory; lower potential.atoms_per_pass and run again: all records "
+                        "written so far are intact"
+                    ) from error
                 log.warning("%s %s: %s failed: %s", host, item, self.stage, error)
                 # Not MemoryError, OSError …: those are the machine's fault and must not be remembered.
                 record = Record({"status": "failed", "reason": f"{type(error).__name__}: {error}", "cost": {}})

@@ -12,7 +12,7 @@ from defectnet.errors import InputError
 from defectnet.hosts.sheet import check_hosts, read_sheet
 
 
-def check(settings: Config) -> Iterator[str]:
+def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
     """Check host sheet, overrides and potential; yields what was found, line by line.
 
     Raises :class:`InputError` that names file, field and remedy.
@@ -25,7 +25,8 @@ def check(settings: Config) -> Iterator[str]:
         if host_id not in by_id:
             raise InputError(f"dopants.overrides.{host_id}: {settings.hosts.sheet} has no host with this id")
         recommend(by_id[host_id].build(), host_id, settings.dopants, settings.hosts.vocabulary)
-    yield check_potential(settings.potential)
+    if with_potential:
+        yield check_potential(settings.potential)
 
 
 def check_potential(settings: Potential) -> str:

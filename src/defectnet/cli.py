@@ -82,11 +82,16 @@ def config_command(
 
 
 @app.command()
-def check(config: ConfigFile = DEFAULT_CONFIG) -> None:
+def check(
+    config: ConfigFile = DEFAULT_CONFIG,
+    potential: Annotated[
+        bool, typer.Option(help="Also ask the potential's interpreter for package and weights.")
+    ] = True,
+) -> None:
     """Check configuration, host sheet, overrides and potential before anything expensive."""
     from defectnet.check import check as check_everything
 
-    for line in check_everything(load_config(config)):
+    for line in check_everything(load_config(config), with_potential=potential):
         log.info(line)
 
 

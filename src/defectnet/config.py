@@ -112,10 +112,14 @@ class Supercells(Block):
 class Potential(Block):
     """The machine-learned potential and the environment it runs in."""
 
-    name: Literal["sevennet", "analytic"] = Field(
+    name: Literal["sevennet", "mace", "mattersim", "chgnet", "analytic"] = Field(
         "sevennet", description="Package that evaluates forces; each lives in its own environment under envs/."
     )
     model: str = Field("7net-0", description="Name of a pretrained model that the package knows.")
+    modality: str | None = Field(
+        None,
+        description="Level of theory of a model trained on several: PBE or R2SCAN for 7net-mf-0, a head for MACE.",
+    )
     checkpoint: str | None = Field(
         None,
         description="File with weights instead of a pretrained model. Checkpoints are pickles: load only your own.",
@@ -173,7 +177,7 @@ class Training(Block):
 
     preset: Literal["published", "absolute"] = Field(
         "published",
-        description="published: network and axis of arXiv:2506.00725; absolute: same network, axis of the spectra block.",
+        description="published: network and axis of arXiv:2506.00725; absolute: same network, spectra block's axis.",
     )
     epochs: int = Field(200, ge=1, description="Passes over the training spectra.")
     batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")

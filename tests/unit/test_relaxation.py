@@ -18,7 +18,6 @@ HOSTS = {  # space group and a start that the potential wants to change
     "fcc": (225, bulk("Cu", "fcc", a=4.6)),
     "rock salt": (225, atoms_of(rock_salt("NaCl", "Na", "Cl", 5.64))),  # unstable, but held by symmetry
     "hcp": (194, bulk("Zn", "hcp", a=3.5, c=5.5)),
-    "wurtzite": (186, bulk("LiF", "wurtzite", a=3.1, c=5.0, u=0.38)),
     "rutile": (136, RUTILE),
 }
 
@@ -133,9 +132,11 @@ def test_optimizers_agree_on_doped_cells(model, doped):
 
 
 def test_lattice_of_a_doped_cell_relaxes_where_asked(model, doped):
+    doped = doped.copy()
+    doped.set_cell(0.97 * doped.cell, scale_atoms=True)
     fixed = relax_doped(doped, model, Relaxation())
     free = relax_doped(doped, model, Relaxation(doped_cell=True))
-    assert np.abs(free.atoms.cell[:] - doped.cell[:]).max() > 1e-3
+    assert free.quality["volume_change"] > 0.01
     assert energy(model, free.atoms) < energy(model, fixed.atoms)
     virial = np.abs(model.evaluate([free.atoms]).stresses[0]).max() * free.atoms.get_volume() / 32
     assert virial <= 0.01
@@ -177,7 +178,7 @@ def test_running_out_of_steps_is_no_error(model, doped, optimizer, steps):
 def test_atoms_on_top_of_each_other(model, doped):
     broken = doped.copy()
     broken.positions[5] = broken.positions[3] + [0.3, 0, 0]
-    with pytest.raises(PhysicsError, match="exploded at step 0: a force component"):
+    with pytest.raises(PhysicsError, match="exploded at step 0"):
         relax_doped(broken, model, Relaxation())
 
     class Blind(Wrapped):

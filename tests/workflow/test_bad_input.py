@@ -35,7 +35,10 @@ def test_configuration_errors_come_all_together_before_any_job(tmp_path):
 @pytest.mark.parametrize(
     ("potential", "parts"),
     [
-        ({"checkpoint": "no/such.pth"}, ["potential.checkpoint: no/such.pth: no such file", "put the SevenNet checkpoint"]),
+        (
+            {"checkpoint": "no/such.pth"},
+            ["potential.checkpoint: no/such.pth: no such file", "put the SevenNet checkpoint"],
+        ),
         ({"model": "7net-9"}, ["potential.model: sevenn knows no model '7net-9'", "7net-0"]),
     ],
     ids=["checkpoint", "model"],
@@ -69,7 +72,16 @@ def test_unreadable_file_of_a_directory_source_is_listed_not_fatal(tmp_path):
     rock_salt("MgO").build().to(str(tmp_path / "cifs" / "MgO.cif"))
     run = campaign(tmp_path)
     run.defectnet(
-        "hosts", "select", "--source", "directory", "--path", "cifs", "--rejected", "rejected.tsv", "--output", "new.tsv"
+        "hosts",
+        "select",
+        "--source",
+        "directory",
+        "--path",
+        "cifs",
+        "--rejected",
+        "rejected.tsv",
+        "--output",
+        "new.tsv",
     )
     assert "MgO" in (tmp_path / "new.tsv").read_text()
     assert "broken.cif" in (tmp_path / "rejected.tsv").read_text()

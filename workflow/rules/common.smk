@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake_interface_executor_plugins.settings import DeploymentMethod
 
 from defectnet.batches import assign
 from defectnet.config import parse_config, write_config
@@ -27,10 +28,10 @@ except DefectnetError as error:
 
 BATCHES = assign(list(HOSTS), CONFIG.hosts.per_batch)
 
-# The main environment is the one that Snakemake itself runs in; the potential has its own.
-PYTHON = sys.executable
-POTENTIAL_PYTHON = CONFIG.potential.python
-POTENTIAL_ENV = None if CONFIG.potential.name == "analytic" else f"../../envs/{CONFIG.potential.name}.yaml"
+# Without conda, the main environment is the one that Snakemake runs in, and the configuration names the potential's.
+WITH_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+MAIN_ENV = "../../envs/main.yaml"
+POTENTIAL_ENV = MAIN_ENV if CONFIG.potential.name == "analytic" else f"../../envs/{CONFIG.potential.name}.yaml"
 
 
 wildcard_constraints:
@@ -45,6 +46,23 @@ def final_outputs():
     # Manifests are named here because Snakemake does not miss an intermediate file whose products exist.
     manifests = [path for stage in RECORD_STAGES for path in of_all_batches(stage)]
     return [LAYOUT.dataset, LAYOUT.metrics, *figures, *manifests]
+
+
+# Functions of the output are no part of what Snakemake compares to decide on reruns: where an interpreter lies and what
+# the configuration file is called changes no result.
+def defectnet(wildcards, output):
+    """The command in the main environment."""
+    return f"{'python' if WITH_CONDA else sys.executable} -m defectnet"
+
+
+def defectnet_with_potential(wildcards, output):
+    """The command in the potential's environment."""
+    return f"{'python' if WITH_CONDA else CONFIG.potential.python} -m defectnet"
+
+
+def config_file(wildcards, output):
+    """The effective configuration."""
+    return CONFIG_FILE
 
 
 def host_rows(wildcards):

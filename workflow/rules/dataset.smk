@@ -10,9 +10,13 @@ rule dataset:
         log_of("dataset"),
     benchmark:
         benchmark_of("dataset")
+    conda:
+        MAIN_ENV
     params:
+        defectnet=defectnet,
+        config=config_file,
         settings=CONFIG.spectra.model_dump_json(),
     message:
         "Collect the spectra of {CONFIG.run.name}"
     shell:
-        "{PYTHON} -m defectnet dataset --config {CONFIG_FILE} > {log} 2>&1"
+        "{params.defectnet} dataset --config {params.config} > {log} 2>&1"

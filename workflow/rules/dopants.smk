@@ -8,11 +8,15 @@ rule dopants:
         log_of("dopants", "{batch}"),
     benchmark:
         benchmark_of("dopants", "{batch}")
+    conda:
+        MAIN_ENV
     params:
+        defectnet=defectnet,
+        config=config_file,
         hosts=host_rows,
         vocabulary=CONFIG.hosts.vocabulary,
         settings=CONFIG.dopants.model_dump_json(),
     message:
         "Recommend dopants for {wildcards.batch}"
     shell:
-        "{PYTHON} -m defectnet dopants --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"
+        "{params.defectnet} dopants --config {params.config} --batch {wildcards.batch} > {log} 2>&1"

@@ -12,8 +12,10 @@ rule phonons:
     conda:
         POTENTIAL_ENV
     params:
+        defectnet=defectnet_with_potential,
+        config=config_file,
         settings=CONFIG.phonons.model_dump_json(),
     message:
         "Phonons of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{POTENTIAL_PYTHON} -m defectnet phonons --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"
+        "{params.defectnet} phonons --config {params.config} --batch {wildcards.batch} > {log} 2>&1"

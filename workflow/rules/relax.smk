@@ -13,9 +13,11 @@ rule relax:
     conda:
         POTENTIAL_ENV
     params:
+        defectnet=defectnet_with_potential,
+        config=config_file,
         potential=CONFIG.potential.model_dump_json(include={"name", "model", "checkpoint", "dtype"}),
         settings=CONFIG.relaxation.model_dump_json(),
     message:
         "Relax {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{POTENTIAL_PYTHON} -m defectnet relax --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"
+        "{params.defectnet} relax --config {params.config} --batch {wildcards.batch} > {log} 2>&1"

@@ -15,7 +15,12 @@ rule figures:
         log_of("figures"),
     benchmark:
         benchmark_of("figures")
+    conda:
+        MAIN_ENV
+    params:
+        defectnet=defectnet,
+        config=config_file,
     message:
         "Draw the figures"
     shell:
-        "{PYTHON} -m defectnet figures --config {CONFIG_FILE} > {log} 2>&1"
+        "{params.defectnet} figures --config {params.config} > {log} 2>&1"

@@ -8,10 +8,14 @@ rule supercells:
         log_of("supercells", "{batch}"),
     benchmark:
         benchmark_of("supercells", "{batch}")
+    conda:
+        MAIN_ENV
     params:
+        defectnet=defectnet,
+        config=config_file,
         seed=CONFIG.run.seed,
         settings=CONFIG.supercells.model_dump_json(),
     message:
         "Plan supercells of {wildcards.batch}"
     shell:
-        "{PYTHON} -m defectnet supercells --config {CONFIG_FILE} --batch {wildcards.batch} > {log} 2>&1"
+        "{params.defectnet} supercells --config {params.config} --batch {wildcards.batch} > {log} 2>&1"

@@ -13,13 +13,17 @@ rule train:
         log_of("train", "{split}", "{repeat}"),
     benchmark:
         benchmark_of("train", "{split}", "{repeat}")
+    conda:
+        MAIN_ENV
     params:
+        defectnet=defectnet,
+        config=config_file,
         seed=CONFIG.run.seed,
         settings=CONFIG.training.model_dump_json(exclude={"repeats"}),
     message:
         "Train DefectNet, split by {wildcards.split}, repeat {wildcards.repeat}"
     shell:
-        "{PYTHON} -m defectnet train --config {CONFIG_FILE} --split {wildcards.split} --repeat {wildcards.repeat}"
+        "{params.defectnet} train --config {params.config} --split {wildcards.split} --repeat {wildcards.repeat}"
         " > {log} 2>&1"
 
 
@@ -34,7 +38,12 @@ rule evaluate:
         log_of("evaluate"),
     benchmark:
         benchmark_of("evaluate")
+    conda:
+        MAIN_ENV
+    params:
+        defectnet=defectnet,
+        config=config_file,
     message:
         "Score networks and baselines on held-out spectra"
     shell:
-        "{PYTHON} -m defectnet evaluate --config {CONFIG_FILE} > {log} 2>&1"
+        "{params.defectnet} evaluate --config {params.config} > {log} 2>&1"

@@ -5,12 +5,10 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
+import contextlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -21,42 +19,42 @@ from defectnet.config import Potential
 from defectnet.digests import file_digest
 from defectnet.errors import InputError
 from defectnet.potentials.base import Evaluation, Identity, require_elements
+from defectnet.potentials.loading import (
+    choose_device,
+    choose_modality,
+    model_name,
+    named_checkpoint,
+    package_version,
+    prepare_torch,
+    warn_of_pickle,
+    wrong_file,
+)
 
 SUPPORTED = "0.13."
 
 
 def identify(settings: Potential) -> Identity:
-    """Find the checkpoint and digest it. Raises InputError for a wrong environment or a missing file."""
-    return Identity("sevennet", settings.model, file_digest(_checkpoint(settings)), settings.dtype)
+    """Find the checkpoint, check the modality and digest the file.
 
-
-def _package_version() -> str:
-    try:
-        installed = version("sevenn")
-    except PackageNotFoundError:
-        installed = "none"
-    if not installed.startswith(SUPPORTED):
-        raise InputError(
-            f"potential.name: sevennet needs the package sevenn {SUPPORTED}*, found {installed} in {sys.executable}; "
-            "run `make envs` and point potential.python at .venvs/sevennet/bin/python"
-        )
-    return installed
+    Raises InputError for a wrong environment, a missing or wrong file, or a modality that the model does not have.
+    """
+    path = _checkpoint(settings)
+    if settings.checkpoint is not None:
+        warn_of_pickle(path)
+    modality = choose_modality(settings, _modalities(_read(path)))
+    return Identity("sevennet", model_name(settings, modality), file_digest(path), settings.dtype)
 
 
 def _checkpoint(settings: Potential) -> Path:
-    _package_version()
-    if settings.checkpoint is not None:
-        path = Path(settings.checkpoint)
-        if not path.is_file():
-            raise InputError(
-                f"potential.checkpoint: {path}: no such file; put the SevenNet checkpoint (.pth) there, or set "
-                "potential.checkpoint to null to use the pretrained potential.model"
-            )
+    package_version("sevennet", "sevenn", SUPPORTED)
+    path = named_checkpoint(settings, "SevenNet checkpoint (.pth)")
+    if path is not None:
         return path
     import sevenn.util
 
     try:
-        return Path(sevenn.util.pretrained_name_to_path(settings.model))
+        with contextlib.redirect_stdout(sys.stderr):  # its progress; stdout is for the identity
+            return Path(sevenn.util.pretrained_name_to_path(settings.model))
     except ValueError:
         known = ", ".join(sevenn.util.get_available_pretrained_models())
         raise InputError(f"potential.model: sevenn knows no model {settings.model!r}; it knows {known}") from None
@@ -67,41 +65,50 @@ def _checkpoint(settings: Potential) -> Path:
         ) from None
 
 
+def _read(path: Path):
+    """The checkpoint with its configuration; no model is built. Raises InputError for another kind of file."""
+    with warnings.catch_warnings(action="ignore"):
+        from sevenn.checkpoint import SevenNetCheckpoint
+
+        try:
+            file = SevenNetCheckpoint(path)
+            _ = file.config["cutoff"]
+        except Exception as error:  # whatever unpickling a wrong file raises
+            raise wrong_file(path, "SevenNet checkpoint", error) from error
+    return file
+
+
+def _modalities(file) -> list[str]:
+    return sorted(file.config.get("_modal_map") or {})
+
+
 def load(settings: Potential) -> SevenNet:
     """Load a SevenNet checkpoint on the configured device. Raises InputError."""
-    import torch
-
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("potential.device: cuda was asked for, but torch sees no GPU; use auto or cpu")
-    use_gpu = settings.device != "cpu" and torch.cuda.is_available()
-    return SevenNet(_checkpoint(settings), identify(settings), "cuda" if use_gpu else "cpu")
+    device = choose_device(settings)
+    return SevenNet(_checkpoint(settings), identify(settings), device, settings.modality)
 
 
 class SevenNet:
     """See the module's docstring; implements :class:`~defectnet.potentials.base.ForceModel`."""
 
-    def __init__(self, checkpoint: Path, identity: Identity, device: str):
+    def __init__(self, checkpoint: Path, identity: Identity, device: str, modality: str | None = None):
+        import torch
+
+        prepare_torch(device)
+        file = _read(checkpoint)
         with warnings.catch_warnings(action="ignore"):
             import sevenn._keys as key
-            import sevenn.util
-            import torch
 
-            # Sums over edges in a fixed order, so that an interrupted run and a complete one agree to the last bit.
-            torch.use_deterministic_algorithms(True, warn_only=True)
             try:
-                file = sevenn.util.load_checkpoint(str(checkpoint))
                 model = file.build_model()
-            except Exception as error:  # whatever unpickling a wrong file raises
-                raise InputError(
-                    f"potential.checkpoint: {checkpoint}: not a SevenNet checkpoint ({type(error).__name__}: {error})"
-                ) from error
-        if device == "cpu":
-            _keep_freed_memory()
+            except Exception as error:  # weights of another architecture than the file describes
+                raise wrong_file(checkpoint, "SevenNet checkpoint", error) from error
         self.identity = identity
-        self.package = f"sevenn {_package_version()}"
+        self.package = f"sevenn {package_version('sevennet', 'sevenn', SUPPORTED)}"
         self.device = device
         self.cutoff_A = float(file.config[key.CUTOFF])
         self.elements = frozenset(chemical_symbols[z] for z in file.config[key.TYPE_MAP])
+        self._modality = modality
         self._dtype = getattr(torch, identity.dtype)
         model.set_is_batch_data(True)
         model.requires_grad_(False)
@@ -126,9 +133,12 @@ class SevenNet:
         graphs = []
         for atoms in structures:
             arrays = unlabeled_atoms_to_graph(atoms, self.cutoff_A)
-            graph = AtomGraphData.from_numpy_dict(arrays)  # rounds to float32
-            for name in (key.EDGE_VEC, key.CELL_VOLUME):
-                graph[name] = torch.as_tensor(arrays[name], dtype=self._dtype)
+            exact = {name: torch.as_tensor(arrays[name], dtype=self._dtype) for name in (key.EDGE_VEC, key.CELL_VOLUME)}
+            graph = AtomGraphData.from_numpy_dict(arrays)  # rounds to float32, the arrays it is given as well
+            for name, value in exact.items():
+                graph[name] = value
+            if self._modality is not None:
+                graph[key.DATA_MODALITY] = self._modality
             graphs.append(graph)
         return Batch.from_data_list(graphs).to(self.device)
 
@@ -168,19 +178,3 @@ class SevenNet:
             product = torch.zeros_like(vector).index_add(0, target, change).index_add(0, source, -change)
             products.append(product.detach().cpu().numpy().astype(float))
         return np.array(products).reshape(vectors.shape)
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory instead of returning it to the kernel after every pass.
-
-    A forward pass allocates and frees hundreds of megabytes; the page faults of getting them back cost 30-60 % of
-    the time on two cores (tests/bench/evaluation.py).
-    """
-    if sys.platform != "linux" or os.environ.get("MALLOC_TRIM_THRESHOLD_"):
-        return
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3  # M_* of <malloc.h>
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # absent from musl
-        libc.mallopt(mmap_threshold, 1 << 25)  # the largest value glibc accepts
-        libc.mallopt(trim_threshold, (1 << 31) - 1)
-        libc.mallopt(top_pad, 1 << 28)

@@ -1,0 +1,3 @@
+#!/bin/sh
+# Runs inside the new conda environment, in the folder of the Snakefile.
+python -m pip install --quiet --editable ".[workflow,learn]"
