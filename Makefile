@@ -1,7 +1,9 @@
 # make demo | test | lint | format. Environments live in .venvs/, one for the workflow and one per potential.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MAIN := .venvs/main/bin
+# The demo's potential. `make envs test-potentials POTENTIALS="mace mattersim chgnet"` for the others.
 POTENTIALS := sevennet
+ALL_POTENTIALS := sevennet mace mattersim chgnet
 RESULTS := results/demo
 
 .PHONY: demo envs test test-unit test-workflow test-potentials lint format config bench lock clean
@@ -24,7 +26,7 @@ envs: .venvs/main/.installed $(POTENTIALS:%=.venvs/%/.installed)
 	@echo "Setting up .venvs/$* (a few minutes the first time)"
 	$(PYTHON) -m venv --clear .venvs/$*
 	.venvs/$*/bin/python -m pip install -qq $$(grep '^torch==' $<)
-	.venvs/$*/bin/python -m pip install -qq --requirement $<
+	.venvs/$*/bin/python -m pip install -qq --no-deps --requirement $<
 	.venvs/$*/bin/python -m pip install -qq --no-deps --editable .
 	touch $@
 
@@ -61,7 +63,7 @@ bench: envs
 
 # Resolve the newest versions that pyproject.toml allows and pin them.
 lock:
-	for name in main $(POTENTIALS); do sh envs/lock.sh $(PYTHON) $$name || exit 1; done
+	for name in main $(ALL_POTENTIALS); do sh envs/lock.sh $(PYTHON) $$name || exit 1; done
 
 clean:
 	rm -rf .venvs .snakemake results/demo

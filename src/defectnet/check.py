@@ -36,7 +36,7 @@ def check_potential(settings: Potential) -> str:
             f"potential.python: {settings.python}: no such interpreter; run `make envs`, or name the interpreter of an "
             f"environment that has defectnet and the potential {settings.name}"
         )
-    command = [settings.python, "-m", "defectnet", "potential", "--json", settings.model_dump_json()]
+    command = [settings.python, "-m", "defectnet", "potentials", "identify", "--json", settings.model_dump_json()]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     if answer.returncode != 0:
         lines = answer.stderr.strip().splitlines() or ["it said nothing"]

@@ -24,6 +24,7 @@ from defectnet.errors import DefectnetError, InputError
 from defectnet.hosts.commands import app as hosts_app
 from defectnet.hosts.sheet import Host, read_sheet
 from defectnet.layout import Layout
+from defectnet.potentials.commands import app as potentials_app
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(hosts_app, name="hosts", help="Make, check and show host sheets.")
+app.add_typer(potentials_app, name="potentials", help="Find, identify and test machine-learned potentials.")
 records_app = typer.Typer(help="Look after finished work.", no_args_is_help=True)
 app.add_typer(records_app, name="records")
 
@@ -93,20 +95,6 @@ def check(
 
     for line in check_everything(load_config(config), with_potential=potential):
         log.info(line)
-
-
-@app.command()
-def potential(
-    config: ConfigFile = DEFAULT_CONFIG,
-    values: Annotated[str | None, typer.Option("--json", help="The potential block as JSON.")] = None,
-) -> None:
-    """Find the potential's package and weights and print what identifies them."""
-    from defectnet import potentials
-    from defectnet.config import Potential
-
-    settings = load_config(config).potential if values is None else Potential.model_validate_json(values)
-    identity = potentials.identify(settings)
-    print(f"{identity.name} {identity.model} {identity.dtype}, weights sha256 {identity.weights}")
 
 
 def _run(config: Path) -> tuple[Config, list[Host], Layout]:

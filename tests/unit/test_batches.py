@@ -403,7 +403,7 @@ def test_trouble_of_the_machine_is_not_remembered(two, plans, config, store, bro
 )
 def test_trouble_of_the_gpu_is_not_remembered(two, plans, config, store, broken, error):
     broken(is_host("Na", "Cl"), refuse(error))
-    with pytest.raises(Exception, match="GPU memory|CUDA"):
+    with pytest.raises(Exception, match=r"GPU memory|CUDA"):
         relax_batch(two, short(plans, 0), config, store)
     assert list(store.root.glob("relax/NaCl/*.h5")) == []
 

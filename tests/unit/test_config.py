@@ -1,3 +1,4 @@
+import contextlib
 import json
 from pathlib import Path
 
@@ -29,14 +30,6 @@ def problems(load, text):
     with pytest.raises(InputError) as caught:
         load(text)
     return str(caught.value).splitlines()
-
-
-def leaves(block, path=()):
-    for name, value in block.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, (*path, name))
-        else:
-            yield (*path, name), value
 
 
 # --- generated files ----------------------------------------------------------------------------------------------
@@ -271,39 +264,38 @@ def test_digest_does_not_depend_on_the_order_of_keys(rng):
     assert parse_config(shuffled(values, rng), "test").digest() == reference.digest()
 
 
+def other_values(value, allowed):
+    """Candidates for a different value of the same kind; some may not fit their range."""
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value + 1, value - 1, value * 0.9, value * 1.1]
+    if isinstance(value, str | None):
+        return [*allowed, f"{value}x"]
+    return [["Si", "Ge", "B"], {"Si": {"Si": ["B"]}}]
+
+
 def test_digest_depends_on_every_value():
     values = Config().model_dump(mode="json")
-    others = {
-        "name": "other",
-        "results": "elsewhere",
-        "sheet": "other.tsv",
-        "vocabulary": ["Si", "Ge", "B"],
-        "overrides": {"Si": {"Si": ["B"]}},
-        "model": "7net-l3i5",
-        "checkpoint": "my.pth",
-        "python": "python",
-        "device": "cpu",
-        "dtype": "float64",
-        "optimizer": "FIRE",
-        "weighting": "neutron",
-    }
+    definitions = json.loads(json_schema())["$defs"]
     digests = {Config().digest()}
     count = 1
-    for (block, key, *_), value in leaves(values):
-        if (block, key) in {("potential", "name"), ("training", "preset")}:
-            continue
-        changed = json.loads(json.dumps(values))
-        if isinstance(value, bool):
-            changed[block][key] = not value
-        elif isinstance(value, int):
-            changed[block][key] = value + 1 if key not in {"species_max", "atoms_min"} else value - 1
-        elif isinstance(value, float):
-            changed[block][key] = value * 0.9
-        else:
-            changed[block][key] = others[key]
-        digests.add(parse_config(changed, "test").digest())
-        count += 1
-    assert len(digests) == count > 30
+    for block, keys in values.items():
+        for key, value in keys.items():
+            allowed = definitions[block.capitalize()]["properties"][key].get("enum", [])
+            if allowed == [value] or "const" in definitions[block.capitalize()]["properties"][key]:
+        "modality": "PBE",
+                continue
+            found = set()
+            for other in other_values(value, allowed):
+                with contextlib.suppress(InputError):
+                    found.add(parse_config(values | {block: keys | {key: other}}, "test").digest())
+            new = found - {Config().digest()}
+            assert new, f"{block}.{key}: no other value was accepted, or none changed the digest"
+            assert not new & digests
+            digests |= new
+            count += 1
+    assert count > 35
 
 
 def test_order_of_dopants_is_a_value():

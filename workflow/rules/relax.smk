@@ -15,7 +15,7 @@ rule relax:
     params:
         defectnet=defectnet_with_potential,
         config=config_file,
-        potential=CONFIG.potential.model_dump_json(include={"name", "model", "checkpoint", "dtype"}),
+        potential=CONFIG.potential.model_dump_json(include={"name", "model", "modality", "checkpoint", "dtype"}),
         settings=CONFIG.relaxation.model_dump_json(),
     message:
         "Relax {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
