@@ -20,7 +20,7 @@ from ase import Atoms
 
 from defectnet.config import Config, Relaxation
 from defectnet.digests import digest
-from defectnet.errors import InputError, PhysicsError
+from defectnet.errors import InputError, PhysicsError, RecordError
 from defectnet.hosts.sheet import Host
 from defectnet.phonons.hessian import reference_phonons
 from defectnet.potentials import LazyModel
@@ -53,6 +53,10 @@ def select_batch(hosts: Sequence[Host], per_batch: int, name: str) -> list[Host]
     return [host for host in hosts if host.id in wanted]
 
 
+_TROUBLE_OF_THE_MACHINE = (OSError, MemoryError, InputError, RecordError)
+"""No fault of the structure: stops the job and is not remembered."""
+
+
 @dataclass(frozen=True)
 class _Worker:
     """What every item of a stage needs."""
@@ -73,16 +77,19 @@ class _Worker:
         record = self.store.find(self.stage, host, key)
         if record is None or not still_good(record):
             began = time.perf_counter()
+            _ = self.potential.model  # loaded out here: if that fails, it is no structure's fault
             try:
                 record = compute()
-            except (PhysicsError, ArithmeticError, ValueError, RuntimeError, np.linalg.LinAlgError) as error:
-                if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch
+            except _TROUBLE_OF_THE_MACHINE:
+                raise
+            except Exception as error:
+                if type(error).__name__ in ("OutOfMemoryError", "AcceleratorError"):  # torch's, without importing torch
                     raise InputError(
-                        f"{host} {item}: out of GPU memory; lower potential.atoms_per_pass and run again: all records "
-                        "written so far are intact"
+                        f"{host} {item}: the GPU gave up ({error}); where its memory is full, lower "
+                        "potential.atoms_per_pass; run again: all records written so far are intact"
                     ) from error
-                log.warning("%s %s: %s failed: %s", host, item, self.stage, error)
-                # Not MemoryError, OSError …: those are the machine's fault and must not be remembered.
+                surprise = not isinstance(error, PhysicsError)  # then the log needs the traceback
+                log.warning("%s %s: %s failed: %s", host, item, self.stage, error, exc_info=surprise)
                 record = Record({"status": "failed", "reason": f"{type(error).__name__}: {error}", "cost": {}})
             record.header.update(stage=self.stage, host=host, item=item, physics=PHYSICS_VERSION)
             record.header["cost"]["wall_s"] = round(time.perf_counter() - began, 3)

@@ -34,7 +34,7 @@ Element = Annotated[str, AfterValidator(_known_element)]
 class Block(BaseModel):
     """Base of all blocks: unknown keys are errors, values cannot be changed after validation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the block's values, independent of key order."""
@@ -127,7 +127,7 @@ class Potential(Block):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Floating-point type of the model.")
     atoms_per_pass: int = Field(
-        64, ge=1, description="Atoms evaluated in one forward pass; raise it on a GPU until memory is full."
+        32, ge=1, description="Atoms evaluated in one forward pass; few keep a CPU's cache warm, many fill a GPU."
     )
     python: str = Field(
         ".venvs/sevennet/bin/python",
@@ -225,9 +225,11 @@ def load_config(path: str | Path) -> Config:
         values = YAML(typ="safe").load(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file; start from config/config.yaml") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable text file ({error}); start from config/config.yaml") from None
     except YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {error}") from None
-    return parse_config(values or {}, str(path))
+    return parse_config({} if values is None else values, str(path))
 
 
 def write_config(config: Config, directory: Path) -> Path:

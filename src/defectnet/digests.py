@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-DECIMALS = 6
-"""Lengths enter digests rounded to 1e-6 Å, so that rounding noise of a library does not make a new structure."""
+DECIMALS = 8
+"""Lengths enter digests rounded to 1e-8 Å, so that rounding noise of a library does not make a new structure."""
 
 
 def digest(**parts: Any) -> str:

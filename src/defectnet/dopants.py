@@ -78,8 +78,8 @@ def recommend(structure: Structure, host_id: str, settings: Dopants, vocabulary:
     An entry for ``host_id`` in ``settings.overrides`` replaces all recommendations; only there may a dopant be an
     element of another sublattice of the host (an antisite) or take several sublattices.
 
-    Order: n, p, isovalent; within a kind hautier, shannon, group; then falling score, then symbol. Overrides keep the
-    order of the configuration.
+    Order: n, p, isovalent; within a kind hautier, shannon, group; then falling score, then symbol. Overrides go by
+    replaced element, then as listed.
 
     Raises :class:`InputError` for an override that does not fit the host or the vocabulary.
     """
@@ -253,9 +253,9 @@ def _darken_gurry(dopant: str, host: str) -> float:
 def _overridden(
     host_id: str, settings: Dopants, symbols: Collection[str], vocabulary: Collection[str]
 ) -> list[Candidate]:
-    """The user's own list for this host."""
+    """The user's own list for this host, by replaced element in alphabetical order."""
     candidates = []
-    for replaced, dopants in settings.overrides[host_id].items():
+    for replaced, dopants in sorted(settings.overrides[host_id].items()):
         path = f"dopants.overrides.{host_id}.{replaced}"
         if replaced not in symbols:
             raise InputError(f"{path}: {replaced} is not in the host; it contains {', '.join(sorted(set(symbols)))}")

@@ -12,11 +12,11 @@ what Snakemake tracks, because records must survive a failed job and Snakemake d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import logging
-import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,11 +26,16 @@ import h5py
 import numpy as np
 
 from defectnet.errors import RecordError
+from defectnet.files import write_atomically
 
 log = logging.getLogger(__name__)
 
 PHYSICS_VERSION = 1
 """Part of every key. Raise it when a change of the code changes the numbers that a stage computes."""
+
+
+CHECKSUM_BYTES = 32
+"""A record file ends with the SHA-256 of what precedes it; HDF5 tools ignore trailing bytes."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +67,14 @@ class Record:
 def read_record(path: Path) -> Record:
     """Read one record. Raises :class:`RecordError` if it is damaged, FileNotFoundError if there is none."""
     data = path.read_bytes()
+    content, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
+    if hashlib.sha256(content).digest() != checksum:  # before HDF5 sees it: damaged metadata can crash the library
+        raise RecordError(f"{path}: content does not match its checksum")
     try:
-        with h5py.File(io.BytesIO(data), "r") as file:
-            record = Record(json.loads(file.attrs["header"]), {name: file[name][()] for name in file})
-            checksum = file.attrs["checksum"]
+        with h5py.File(io.BytesIO(content), "r") as file:
+            return Record(json.loads(file.attrs["header"]), {name: file[name][()] for name in file})
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise RecordError(f"{path}: not a readable record ({error})") from None
-    if record.checksum() != checksum:
-        raise RecordError(f"{path}: content does not match its checksum")
-    return record
 
 
 def write_record(path: Path, record: Record) -> None:
@@ -78,31 +82,10 @@ def write_record(path: Path, record: Record) -> None:
     buffer = io.BytesIO()  # HDF5 in memory first: it does not survive a full disk, a plain write does
     with h5py.File(buffer, "w") as file:
         file.attrs["header"] = json.dumps(record.header, sort_keys=True)
-        file.attrs["checksum"] = record.checksum()
         for name, array in record.arrays.items():
             file.create_dataset(name, data=array, compression="gzip", shuffle=True, track_times=False)
-    write_atomically(path, buffer.getvalue())
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a whole file under a temporary name, sync it, move it into place.
-
-    Raises :class:`RecordError` naming the file and the remedy when the disk is full or not writable.
-    """
-    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RecordError(
-            f"{path}: cannot write {len(data)} bytes: {error.strerror}; free space or fix the permissions of "
-            f"{path.parent} and run again: all records written so far are intact"
-        ) from error
+    content = buffer.getvalue()
+    write_atomically(path, content + hashlib.sha256(content).digest())
 
 
 @dataclass(frozen=True)
@@ -133,8 +116,9 @@ class RecordStore:
         path = self.path(stage, host, key)
         write_record(path, record)
         for stale in path.parent.glob(".*.tmp"):  # left by killed jobs; a live one is seconds old
-            if time.time() - stale.stat().st_mtime > 86400:
-                stale.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # another writer has just moved it into place
+                if time.time() - stale.stat().st_mtime > 86400:
+                    stale.unlink()
 
 
 @dataclass(frozen=True)
@@ -161,6 +145,8 @@ def read_manifest(path: Path) -> list[Entry]:
     """Read a batch's manifest. Raises :class:`RecordError`."""
     try:
         return [Entry(**entry) for entry in json.loads(path.read_text())]
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such manifest; run its stage for this batch, or the workflow") from None
     except (ValueError, TypeError) as error:
         raise RecordError(f"{path}: not a manifest ({error}); delete it and run again") from None
 

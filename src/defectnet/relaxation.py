@@ -19,6 +19,10 @@ from defectnet.potentials.base import ForceModel, ForceModelCalculator
 
 OPTIMIZERS = {"LBFGS": LBFGS, "FIRE": FIRE}
 FORCE_LIMIT_eV_PER_A = 1e3
+VOLUME_FACTOR_MAX = 2.0
+"""A crystal that doubles or halves its volume has come apart or collapsed."""
+ENERGY_RISE_eV_PER_ATOM = 1e-3
+"""What the noise of single precision may add to the energy of a structure that hardly moved."""
 CONTACT_SHARE = 0.4
 """Atoms nearer than this share of the sum of their covalent radii have collapsed onto each other."""
 
@@ -60,15 +64,24 @@ def _relax(start: Atoms, model: ForceModel, settings: Relaxation, *, relax_cell:
     optimizer = OPTIMIZERS[settings.optimizer](degrees, logfile=None)
     with warnings.catch_warnings(action="ignore"):  # the cell filter takes a matrix logarithm on every step
         converged = False
+        energy_of_start = atoms.get_potential_energy()
         for converged in optimizer.irun(fmax=settings.fmax_eV_per_A, steps=settings.steps_max):  # noqa: B007
-            _require_intact(atoms, optimizer.nsteps)
+            _require_intact(atoms, start, optimizer.nsteps)
+    energy = atoms.get_potential_energy()
+    rise = (energy - energy_of_start) / len(atoms)
+    if rise > ENERGY_RISE_eV_PER_ATOM:
+        if settings.optimizer == "FIRE":
+            raise PhysicsError(f"relaxation went uphill by {rise:.3g} eV per atom")
+        # LBFGS also finds saddle points; FIRE follows the forces.
+        downhill = settings.model_copy(update={"optimizer": "FIRE"})
+        return _relax(start, model, downhill, relax_cell=relax_cell, keep_symmetry=keep_symmetry)
     forces = atoms.get_forces(apply_constraint=False)
     moved = atoms.positions - start.positions
     quality = {
         "converged": int(converged),
         "relax_steps": int(optimizer.nsteps),
         "residual_force_eV_per_A": float(np.linalg.norm(forces, axis=1).max()),
-        "energy_eV_per_atom": float(atoms.get_potential_energy() / len(atoms)),
+        "energy_eV_per_atom": float(energy / len(atoms)),
         "volume_change": float(atoms.get_volume() / start.get_volume() - 1),
         "relax_evaluations": calculator.evaluations,
     }
@@ -78,8 +91,11 @@ def _relax(start: Atoms, model: ForceModel, settings: Relaxation, *, relax_cell:
     return Relaxed(relaxed, forces, quality)
 
 
-def _require_intact(atoms: Atoms, step: int) -> None:
+def _require_intact(atoms: Atoms, start: Atoms, step: int) -> None:
     """Raise :class:`PhysicsError` when the structure has left what a potential can describe."""
+    growth = atoms.get_volume() / start.get_volume()
+    if not 1 / VOLUME_FACTOR_MAX < growth < VOLUME_FACTOR_MAX:
+        raise PhysicsError(f"relaxation exploded at step {step}: {growth:.3g} times the volume of the start")
     forces = atoms.get_forces(apply_constraint=False)
     if not np.all(np.isfinite(forces)):
         raise PhysicsError(f"relaxation exploded at step {step}: forces are not finite")

@@ -397,7 +397,6 @@ def test_trouble_of_the_machine_is_not_remembered(two, plans, config, store, bro
         pytest.param(
             torch.AcceleratorError("CUDA error: device-side assert triggered"),
             id="device",
-            marks=pytest.mark.xfail(strict=True, reason="torch derives it from RuntimeError, so it passes for physics"),
         ),
     ],
 )
@@ -409,7 +408,6 @@ def test_trouble_of_the_gpu_is_not_remembered(two, plans, config, store, broken,
 
 
 @pytest.mark.parametrize("error", [TypeError("no symmetry found"), IndexError("empty"), KeyError("Cl")])
-@pytest.mark.xfail(strict=True, reason="only some kinds of exceptions are caught")
 def test_unforeseen_trouble_of_one_host_stops_no_other(two, plans, config, store, broken, error):
     broken(is_host("Na", "Cl"), refuse(error))
     relaxations = relax_batch(two, short(plans, 0), config, store)
@@ -617,7 +615,6 @@ def test_record_that_vanished_before_the_dataset(two, plans, config, copied, tmp
 
 
 @pytest.mark.parametrize("stage", ["supercells", "phonons"])
-@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="escapes as a traceback")
 def test_missing_manifest_is_named(hosts, finished, config, tmp_path, stage):
     copy_records(finished[0], tmp_path / "records")
     layout = run(hosts[:1], config, tmp_path)

@@ -175,9 +175,6 @@ def test_identity_is_known_before_loading(model):
 
 
 @pytest.mark.parametrize(("cation", "anion", "a"), [("Na", "Cl", 5.64), ("Mg", "O", 4.21), ("Ca", "S", 5.69)])
-@pytest.mark.xfail(
-    strict=True, reason="like ions prefer √2 times the sum of their own radii, which is not their distance in rock salt"
-)
 def test_rock_salt_is_stable_near_its_lattice_constant(model, cation, anion, a):
     start = atoms_of(rock_salt(cation + anion, cation, anion, a))
     relaxed = relax_host(start, model, Relaxation())

@@ -234,7 +234,6 @@ def test_unknown_element(model, doped):
         relax_doped(foreign, model, Relaxation())
 
 
-@pytest.mark.xfail(strict=True, reason="a crystal that evaporates has no forces left and passes for converged")
 def test_evaporated_crystal_is_an_explosion(model):
     """No attraction: the cell grows until no atom feels another."""
 
@@ -252,7 +251,6 @@ def test_evaporated_crystal_is_an_explosion(model):
         relax_host(HOSTS["rutile"][1], Repulsive(model), Relaxation())
 
 
-@pytest.mark.xfail(strict=True, reason="LBFGS may climb over the edge of the well, and nobody compares the energies")
 def test_end_is_never_above_the_start(model):
     start = bulk("ZnS", "zincblende", a=5.4)
     try:

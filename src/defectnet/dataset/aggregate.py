@@ -32,17 +32,22 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[in
     plans: dict[str, HostPlan] = {}
     entries: list[Entry] = []
     for batch in assign([host.id for host in hosts], config.hosts.per_batch):
-        texts = json.loads(layout.batch("supercells", batch).read_text())
+        path = layout.batch("supercells", batch)
+        try:
+            texts = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise RecordError(f"{path}: no such file; run `defectnet supercells`, or the workflow") from None
         plans |= {host_id: HostPlan.from_dict(plan) for host_id, plan in texts["plans"].items()}
         entries += read_manifest(layout.batch("phonons", batch))
     usable = {entry.host for entry in entries if entry.item == PRISTINE and entry.status == "done"}
     finished = [entry for entry in entries if entry.status == "done" and entry.host in usable]
+    kept = set(finished)
     missing = [
         MissingEntry(
             entry.host, entry.item, "phonons", entry.status, entry.reason or "its host has no pristine spectrum"
         )
         for entry in entries
-        if entry not in finished
+        if entry not in kept
     ]
     write_atomically(layout.missing, _as_table(missing).encode())
     if not any(entry.item != PRISTINE for entry in finished):

@@ -6,6 +6,7 @@ force constants; the forces come from a potential in batches. Every other way to
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from phonopy.structure.atoms import PhonopyAtoms
 
 from defectnet.config import Phonons
 from defectnet.errors import PhysicsError
+from defectnet.files import write_atomically
 from defectnet.phonons.modes import Modes, diagonalise
 from defectnet.potentials.base import ForceModel
 from defectnet.progress import track
@@ -92,16 +94,21 @@ def evaluate_forces(
 
 def _resume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Memory-mapped rows of an earlier attempt, or a new file of NaN rows."""
-    try:
-        forces = np.lib.format.open_memmap(path, mode="r+")
-        if forces.shape == shape:
-            return forces
-    except (FileNotFoundError, ValueError):  # none, or torn while it was created
-        pass
     path.parent.mkdir(parents=True, exist_ok=True)
-    forces = np.lib.format.open_memmap(path, mode="w+", dtype=float, shape=shape)
-    forces[:] = np.nan
-    return forces
+    fresh = io.BytesIO()
+    np.save(fresh, np.full(shape, np.nan))
+    try:
+        # Same size and header as a fresh one: neither cut short nor of another structure.
+        whole = path.stat().st_size == len(fresh.getvalue())
+        forces = np.lib.format.open_memmap(path, mode="r+") if whole else None
+        if forces is not None and forces.shape == shape and forces.dtype == float:
+            # Blocks that a crash kept from the disk read as zeros; no displaced atom leaves all forces at zero.
+            forces[~forces.any(axis=(1, 2))] = np.nan
+            return forces
+    except (FileNotFoundError, ValueError):
+        pass
+    write_atomically(path, fresh.getvalue())
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def force_constants(phonon: Phonopy, forces: np.ndarray) -> Hessian:

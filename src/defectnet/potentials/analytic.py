@@ -1,7 +1,7 @@
 """A tiny pair potential for tests and dry runs of the workflow: physically sensible, evaluated in microseconds.
 
 Morse pairs, V(r) = D [(1 - exp(-a (r - r0)))² - 1], smoothly cut off, where r0 is the sum of covalent radii between
-unlike ions and √2 times that between like ones, so that rock salt is stable at its own lattice constant.
+unlike ions and √2 times that between like ones, which are bound far more weakly, so that rock salt is stable.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from defectnet.elements import MAX_Z
 from defectnet.potentials.base import Evaluation, Identity, require_elements
 
 DEPTH_eV = 0.5
+LIKE_SHARE = 0.05  # depth of the wells between like ions, as a share of DEPTH_eV
 STEEPNESS_PER_A = 1.4
 CUTOFF_A = 6.0
 ANION_ELECTRONEGATIVITY = 2.4  # Pauling; above: anion-like
@@ -27,7 +28,7 @@ ANION_ELECTRONEGATIVITY = 2.4  # Pauling; above: anion-like
 
 def identify(settings: Potential) -> Identity:
     """Identity of the potential; its parameters stand in for weights."""
-    weights = digest(parameters=[DEPTH_eV, STEEPNESS_PER_A, CUTOFF_A, ANION_ELECTRONEGATIVITY])
+    weights = digest(parameters=[DEPTH_eV, LIKE_SHARE, STEEPNESS_PER_A, CUTOFF_A, ANION_ELECTRONEGATIVITY])
     return Identity("analytic", "morse", weights, "float64")
 
 
@@ -58,8 +59,9 @@ class MorsePairs:
         like = self._anion[z[i]] == self._anion[z[j]]
         r0 = (covalent_radii[z[i]] + covalent_radii[z[j]]) * np.where(like, np.sqrt(2), 1.0)
         e = np.exp(-STEEPNESS_PER_A * (r - r0))
-        v, dv = DEPTH_eV * (e * e - 2 * e), 2 * DEPTH_eV * STEEPNESS_PER_A * (e - e * e)
-        ddv = 2 * DEPTH_eV * STEEPNESS_PER_A**2 * (2 * e * e - e)
+        depth = DEPTH_eV * np.where(like, LIKE_SHARE, 1.0)
+        v, dv = depth * (e * e - 2 * e), 2 * depth * STEEPNESS_PER_A * (e - e * e)
+        ddv = 2 * depth * STEEPNESS_PER_A**2 * (2 * e * e - e)
         # Multiply by s(r) = (1 - (r/rc)²)³, which vanishes at rc with two derivatives.
         x = 1 - (r / CUTOFF_A) ** 2
         s, ds = x**3, -6 * r / CUTOFF_A**2 * x**2
