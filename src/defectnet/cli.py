@@ -110,7 +110,7 @@ def _batch(config: Path, name: str) -> tuple[Config, list[Host], Layout]:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    from defectnet.records import write_atomically
+    from defectnet.files import write_atomically
 
     write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 

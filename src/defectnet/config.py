@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import io
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,7 @@ from ruamel.yaml.error import YAMLError
 
 from defectnet.elements import MAX_Z, PUBLISHED_VOCABULARY
 from defectnet.errors import InputError
+from defectnet.files import write_atomically
 
 
 def _known_element(symbol: str) -> str:
@@ -89,12 +90,12 @@ class Supercells(Block):
     atoms_max: int = Field(32, ge=2, le=5000, description="Largest number of atoms of a supercell.")
     doped_per_host: int = Field(5, ge=1, le=1000, description="Doped supercells per host.")
     species_min: int = Field(1, ge=1, le=6, description="Fewest coexisting dopant species.")
-    species_max: int = Field(6, ge=1, le=6, description="Most coexisting dopant species.")
+    species_max: int = Field(3, ge=1, le=6, description="Most coexisting dopant species.")
     concentration_min: float = Field(
         0.002, gt=0, le=1, description="Lowest concentration per species, as a fraction (0.002 = 0.2 at.%)."
     )
     concentration_max: float = Field(
-        0.25, gt=0, le=1, description="Highest concentration of all species together, as a fraction (0.25 = 25 at.%)."
+        0.125, gt=0, le=1, description="Highest concentration of all species together, as a fraction (0.25 = 25 at.%)."
     )
 
     @model_validator(mode="after")
@@ -236,11 +237,9 @@ def write_config(config: Config, directory: Path) -> Path:
     """Write a configuration as ``<directory>/<digest>.yaml`` unless it is there; returns the path."""
     path = directory / f"{config.digest()[:16]}.yaml"
     if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("w") as file:
-            YAML(typ="safe").dump(config.model_dump(mode="json"), file)
-        temporary.replace(path)
+        text = io.BytesIO()
+        YAML(typ="safe").dump(config.model_dump(mode="json"), text)
+        write_atomically(path, text.getvalue())
     return path
 
 

@@ -27,5 +27,5 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink()
         raise RecordError(
             f"{path}: cannot write {len(data)} bytes: {error.strerror}; free space or fix the permissions of "
-            f"{path.parent} and run again: all records written so far are intact"
+            f"{path.parent} and run again: everything written so far is intact"
         ) from error

@@ -13,11 +13,12 @@ from defectnet.config import Config
 from defectnet.dataset.schema import HostEntry, MissingEntry, SpectrumEntry, write_dataset
 from defectnet.digests import digest
 from defectnet.errors import RecordError
+from defectnet.files import write_atomically
 from defectnet.hosts.sheet import Host
 from defectnet.layout import Layout
 from defectnet.phonons.modes import Modes
 from defectnet.progress import track
-from defectnet.records import Entry, RecordStore, read_manifest, write_atomically
+from defectnet.records import Entry, RecordStore, read_manifest
 from defectnet.supercells import HostPlan
 
 

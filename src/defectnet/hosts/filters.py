@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from defectnet.elements import PUBLISHED_VOCABULARY
 from defectnet.errors import InputError
-from defectnet.hosts.sheet import Host, write_text
+from defectnet.files import write_atomically
+from defectnet.hosts.sheet import Host
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -159,7 +160,7 @@ def _group(host: Host, structure: Structure) -> tuple[str, int]:
 def write_rejections(path: str | Path, rejected: Iterable[Rejection]) -> None:
     """Tab-separated table of rejected candidates, sorted by id."""
     lines = [f"{r.id}\t{r.formula}\t{r.rule}\t{' '.join(r.reason.split())}" for r in sorted(rejected, key=_by_id)]
-    write_text(Path(path), "\n".join(["id\tformula\trule\treason", *lines]) + "\n")
+    write_atomically(Path(path), ("\n".join(["id\tformula\trule\treason", *lines]) + "\n").encode())
 
 
 def _by_id(rejection: Rejection) -> tuple[str, str]:

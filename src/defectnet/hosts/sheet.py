@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defectnet.errors import InputError
+from defectnet.files import write_atomically
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -127,7 +128,7 @@ def write_sheet(path: str | Path, hosts: Iterable[Host]) -> None:
     """Write a sheet, replacing the file in one step; ``structure`` paths become relative to its folder."""
     path = Path(path)
     lines = ["\t".join(COLUMNS), *(_format_row(host, path.parent) for host in hosts)]
-    write_text(path, "\n".join(lines) + "\n")
+    write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
 def extend_sheet(path: str | Path, hosts: Iterable[Host]) -> None:
@@ -136,7 +137,7 @@ def extend_sheet(path: str | Path, hosts: Iterable[Host]) -> None:
     text = path.read_text(encoding="utf-8")
     if not text.endswith("\n"):
         text += "\n"
-    write_text(path, text + "".join(_format_row(host, path.parent) + "\n" for host in hosts))
+    write_atomically(path, (text + "".join(_format_row(host, path.parent) + "\n" for host in hosts)).encode())
 
 
 def check_hosts(
@@ -269,14 +270,3 @@ def _format_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.10g}"
     return " ".join(str(value).split())  # a tab or line break inside a value would break the table
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside the file, then move into place: a reader sees the old sheet or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from defectnet.records import write_atomically
+from defectnet.files import write_atomically
 
 SINGLE_COLUMN, DOUBLE_COLUMN = 89 / 25.4, 183 / 25.4
 """Widths in inches of one and two journal columns (89 and 183 mm)."""

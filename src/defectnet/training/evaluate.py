@@ -15,9 +15,9 @@ from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 from defectnet.dataset.samples import Axis, Samples, load_samples
 from defectnet.dataset.schema import Dataset
 from defectnet.errors import RecordError
+from defectnet.files import write_atomically
 from defectnet.models.baselines import MeanBaseline, RidgeBaseline
 from defectnet.models.defectnet import count_parameters
-from defectnet.records import write_atomically
 from defectnet.training.fit import load_checkpoint
 
 MODELS = ("defectnet", "ridge", "mean")

@@ -30,8 +30,8 @@ from defectnet.dataset.samples import Axis, Samples, load_samples, sample_mask
 from defectnet.dataset.schema import Dataset
 from defectnet.dataset.splits import Split, host_groups, split
 from defectnet.errors import InputError, RecordError
+from defectnet.files import write_atomically
 from defectnet.models.defectnet import TARGET_SCALE, DefectNet, count_parameters, masked_mse
-from defectnet.records import write_atomically
 from defectnet.seeds import generator
 from defectnet.training.presets import PRESETS
 
