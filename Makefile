@@ -33,10 +33,10 @@ envs: .venvs/main/.installed $(POTENTIALS:%=.venvs/%/.installed)
 test: test-unit test-workflow test-potentials
 
 test-unit: envs
-	$(MAIN)/python -m pytest tests/unit
+	$(MAIN)/python -m pytest -n auto tests/unit
 
 test-workflow: envs
-	$(MAIN)/python -m pytest tests/workflow
+	$(MAIN)/python -m pytest -n auto tests/workflow
 
 test-potentials: envs
 	for name in $(POTENTIALS); do .venvs/$$name/bin/python -m pytest tests/potentials || exit 1; done
