@@ -92,7 +92,7 @@ def hosts_figure(data: Dataset, stem: Path) -> list[Path]:
                 xytext=(3, 0), textcoords="offset points", va="baseline",
             )  # fmt: skip
         axes.set(xlim=window, ylim=(0, len(shown)), xlabel=ENERGY_LABEL, yticks=[])
-        axes.set_ylabel("Phonon DOS (scaled to equal height)")
+        axes.set_ylabel("Phonon DOS (arb. units)")
         if len(shown) < len(hosts):
             axes.set_title(f"{len(shown)} of {len(hosts)} hosts", loc="left")
         return save(figure, stem)
