@@ -150,7 +150,7 @@ def test_percentages_are_recognised(load, percent, fraction):
     [
         ("supercells: {atoms_min: 500, atoms_max: 433}", "atoms_min (500)", "atoms_max (433)"),
         ("supercells: {species_min: 4, species_max: 2}", "species_min (4)", "species_max (2)"),
-        ("supercells: {concentration_min: 0.3}", "concentration_min (0.3)", "concentration_max (0.25)"),
+        ("supercells: {concentration_min: 0.3}", "concentration_min (0.3)", "concentration_max (0.125)"),
         ("spectra: {energy_min_meV: 50, energy_max_meV: 50}", "energy_min_meV", "energy_max_meV"),
     ],
 )

@@ -35,6 +35,11 @@ TETRAGONAL = np.array([[-2.9, 2.9, 5.0], [2.9, -2.9, 5.0], [2.9, 2.9, -5.0]])
 LATTICES = [FCC, HEXAGONAL, MONOCLINIC, TRICLINIC, RHOMBOHEDRAL, TETRAGONAL]
 
 
+def published(**changes) -> Supercells:
+    """Settings with the published range: up to six species, 0.2-25 at.%."""
+    return Supercells(**{"species_max": 6, "concentration_max": 0.25} | changes)
+
+
 def point_group(lattice):
     return spglib.get_symmetry_dataset((lattice, [[0, 0, 0]], [1]), symprec=1e-4).rotations
 
@@ -269,7 +274,7 @@ def violations(plan, symbols, candidates, limits):
 )
 def test_plans_keep_their_promises(ga, arsenic, few, more, low, span, seed):
     symbols = ["Ga"] * ga + ["As"] * arsenic
-    limits = Supercells(
+    limits = published(
         species_min=few, species_max=min(few + more, 6), concentration_min=low, concentration_max=low + span
     )
     try:
@@ -285,7 +290,7 @@ def many(limits, number=3000, symbols=GAAS, candidates=CANDIDATES):
 
 
 def test_number_of_species_is_uniform():
-    pairs = [len({(d, GAAS[s]) for s, d in zip(p.sites, p.dopants, strict=True)}) for p in many(Supercells())]
+    pairs = [len({(d, GAAS[s]) for s, d in zip(p.sites, p.dopants, strict=True)}) for p in many(published())]
     counts = np.bincount(pairs, minlength=7)[1:]
     assert counts.min() > 430
     assert counts.max() < 570
@@ -293,7 +298,7 @@ def test_number_of_species_is_uniform():
 
 def test_one_species_is_log_uniform():
     symbols = ["Si"] * 500
-    limits = Supercells(species_max=1)
+    limits = published(species_max=1)
     counts = np.array([len(p.sites) for p in many(limits, 4000, symbols, [candidate("P", "Si")])])
     # 0.2-25 at.% of 500 sites is 1 to 125 atoms; equal factors in concentration hold equal shares.
     edges = np.array([1, 4.5, 24.5, 125])
@@ -303,7 +308,7 @@ def test_one_species_is_log_uniform():
 
 def test_coexisting_species_stay_log_uniform_where_there_is_room():
     symbols = ["Si"] * 500
-    limits = Supercells(species_min=6)
+    limits = published(species_min=6)
     candidates = [candidate(x, "Si") for x in ("P", "As", "Sb", "B", "Al", "Ga")]
     plans = many(limits, 1500, symbols, candidates)
     counts = np.concatenate([list(Counter(plan.dopants).values()) for plan in plans])
@@ -316,7 +321,7 @@ def test_coexisting_species_stay_log_uniform_where_there_is_room():
 
 def test_conditional_counts_equal_rejection():
     """Drawing on condition of the total is the same distribution as throwing away what does not fit."""
-    limits = Supercells(species_min=3, species_max=3, concentration_max=0.2)
+    limits = published(species_min=3, species_max=3, concentration_max=0.2)
     symbols = ["Si"] * 40
     plans = many(limits, 4000, symbols, [candidate(x, "Si") for x in ("P", "As", "Sb")])
     exact = Counter(tuple(Counter(plan.dopants)[x] for x in ("P", "As", "Sb")) for plan in plans)
@@ -330,14 +335,14 @@ def test_conditional_counts_equal_rejection():
 
 
 def test_sites_are_uniform_on_the_sublattice():
-    plans = many(Supercells(species_max=1), 2000, candidates=[candidate("Se", "As")])
+    plans = many(published(species_max=1), 2000, candidates=[candidate("Se", "As")])
     hits = np.bincount(np.concatenate([plan.sites for plan in plans]), minlength=64)
     assert hits[:32].sum() == 0
     assert hits[32:].std() / hits[32:].mean() < 0.12
 
 
 def test_small_cells_start_at_one_atom():
-    limits = Supercells(concentration_min=0.002)
+    limits = published(concentration_min=0.002)
     assert lowest_concentration(limits, 32) == 1 / 32
     assert lowest_concentration(limits, 1000) == 0.002
     plan = plan_substitutions(["Si"] * 4, [candidate("P", "Si")], limits, np.random.default_rng(0))
@@ -345,16 +350,16 @@ def test_small_cells_start_at_one_atom():
 
 
 def test_single_concentration():
-    limits = Supercells(concentration_min=0.1, concentration_max=0.1)
+    limits = published(concentration_min=0.1, concentration_max=0.1)
     plans = many(limits, 20, ["Si"] * 64, [candidate("P", "Si"), candidate("B", "Si")])
     assert {len(plan.sites) for plan in plans} == {6}
 
 
 def test_nothing_fits():
     with pytest.raises(InputError, match=r"supercells.*raise atoms_min"):
-        plan_substitutions(["Si"] * 3, [candidate("P", "Si")], Supercells(), np.random.default_rng(0))
+        plan_substitutions(["Si"] * 3, [candidate("P", "Si")], published(), np.random.default_rng(0))
     with pytest.raises(InputError, match=r"supercells.*raise atoms_min"):  # the only O would vanish
-        plan_substitutions(["Si"] * 31 + ["O"], [candidate("F", "O")], Supercells(), np.random.default_rng(0))
+        plan_substitutions(["Si"] * 31 + ["O"], [candidate("F", "O")], published(), np.random.default_rng(0))
 
 
 def test_antisites_are_labelled_as_dopants():
@@ -382,7 +387,7 @@ def primitive_atoms():
 
 
 def host(host_id="GaAs", seed=1, **limits):
-    return plan_host(host_id, gallium_arsenide(), CANDIDATES, Supercells(**limits), seed)
+    return plan_host(host_id, gallium_arsenide(), CANDIDATES, published(**limits), seed)
 
 
 def test_host_plan():
@@ -392,7 +397,7 @@ def test_host_plan():
     symbols = expand(primitive_atoms(), planned.matrix).atoms.get_chemical_symbols()
     compositions = set()
     for plan in planned.plans:
-        assert violations(plan, symbols, CANDIDATES, Supercells()) == []
+        assert violations(plan, symbols, CANDIDATES, published()) == []
         pairs = Counter((d, symbols[s]) for s, d in zip(plan.sites, plan.dopants, strict=True))
         compositions.add(frozenset(pairs.items()))
     assert len(compositions) == 30
@@ -412,7 +417,7 @@ def test_plans_depend_on_seed_and_host_only():
 
 def test_repeats_where_nothing_else_is_possible():
     planned = plan_host(
-        "GaAs", gallium_arsenide(), [candidate("Se", "As")], Supercells(doped_per_host=12, concentration_max=0.1), 0
+        "GaAs", gallium_arsenide(), [candidate("Se", "As")], published(doped_per_host=12, concentration_max=0.1), 0
     )
     assert sorted({len(plan.sites) for plan in planned.plans}) == [1, 2, 3]
     assert len(planned.plans) == 12
@@ -420,7 +425,7 @@ def test_repeats_where_nothing_else_is_possible():
 
 def test_host_errors():
     with pytest.raises(PhysicsError, match=r"GaAs.*dopants.overrides.GaAs"):
-        plan_host("GaAs", gallium_arsenide(), [], Supercells(), 0)
+        plan_host("GaAs", gallium_arsenide(), [], published(), 0)
     with pytest.raises(InputError, match=r"^GaAs: supercells.atoms_min/atoms_max"):
         host(atoms_min=33, atoms_max=33)
 
