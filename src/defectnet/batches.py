@@ -245,8 +245,8 @@ def _problem(relaxed: Record | None) -> str:
     quality = relaxed.header["quality"]
     if quality["converged"] == 0:
         return (
-            f"not converged: {quality['residual_force_eV_per_A']:.3g} eV/Å left after {quality['relax_steps']} steps; "
-            "raise relaxation.steps_max"
+            f"not converged after {quality['relax_steps']} steps: {quality['residual_force_eV_per_A']:.3g} eV/Å left "
+            "on an atom, or stress on a relaxing lattice; raise relaxation.steps_max"
         )
     return ""
 

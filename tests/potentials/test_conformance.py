@@ -82,7 +82,7 @@ def _rounded(result, _):
         ),
         ({"energies": _intensive}, {"extensivity", "forces", "stress", "energy conservation"}),
         ({"energies": _batch_mean}, {"batch", "energy conservation"}),
-        ({"forces": _rounded}, {"dtype", "hessian-vector product"}),
+        ({"forces": _rounded}, {"dtype", "rotation", "hessian-vector product"}),
     ],
 )
 def test_catches_mistakes(changes, caught_by):

@@ -449,8 +449,7 @@ def test_unconverged_host_is_skipped_and_tried_again(two, plans, config, store, 
     assert [e.status for e in relaxations] == ["done", "skipped"]
     for entry in (*relaxations[1:], *phonons):
         assert entry.status == "skipped"
-        assert "not converged" in entry.reason
-        assert "after 1 steps; raise relaxation.steps_max" in entry.reason
+        assert "not converged after 1 steps: " in entry.reason and entry.reason.endswith("raise relaxation.steps_max")
     # With the same patience there is nothing to do; with less, neither.
     count = len(evaluated)
     assert both(two, plans, hurried, store) == (relaxations, phonons)
