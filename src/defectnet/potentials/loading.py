@@ -93,7 +93,7 @@ def prepare_torch(device: str) -> None:
 def _keep_freed_memory() -> None:
     """Let glibc keep freed memory instead of returning it to the kernel after every pass.
 
-    A forward pass allocates and frees hundreds of megabytes; the page faults of getting them back cost 30-60 % of
+    A forward pass allocates and frees hundreds of megabytes; the page faults of getting them back cost 10-20 % of
     the time on two cores (tests/bench/evaluation.py).
     """
     if sys.platform != "linux" or os.environ.get("MALLOC_TRIM_THRESHOLD_"):
