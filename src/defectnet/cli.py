@@ -247,7 +247,7 @@ def figures(config: ConfigFile = DEFAULT_CONFIG) -> None:
     settings = load_config(config)
     layout = Layout(Path(settings.run.results))
     histories = [model / "history.csv" for model in layout.models(settings.training.repeats)]
-    draw(layout.dataset, layout.metrics, layout.predictions, histories, layout.figure("x").parent)
+    draw(layout.dataset, layout.metrics, layout.predictions, histories, layout.figures)
 
 
 @app.command()

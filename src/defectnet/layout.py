@@ -63,6 +63,11 @@ class Layout:
         """Every held-out prediction."""
         return self.results / "predictions.csv"
 
+    @property
+    def figures(self) -> Path:
+        """Directory of the figures of the report."""
+        return self.results / "figures"
+
     def figure(self, name: str, suffix: str = "png") -> Path:
         """A figure of the report."""
-        return self.results / "figures" / f"{name}.{suffix}"
+        return self.figures / f"{name}.{suffix}"
