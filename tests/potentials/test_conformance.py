@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
+from ase.neighborlist import neighbor_list
 
 from defectnet.config import Potential
 from defectnet.errors import PhysicsError
-from defectnet.potentials import analytic, conformance
+from defectnet.potentials import analytic, conformance, copies
 from defectnet.potentials.base import Evaluation
 
 
@@ -17,7 +19,7 @@ def test_conforms(model):
     results = conformance.run(model)
     failed = [result for result in results if result.passed is False]
     assert not failed, "\n".join(map(str, failed))
-    assert sum(result.passed is True for result in results) >= 13
+    assert sum(result.passed is True for result in results) >= 14
 
 
 class Wrong:
@@ -32,6 +34,12 @@ class Wrong:
 
     def evaluate(self, structures):
         return self._mistake(self._right.evaluate(structures), structures)
+
+    def forces_of_displaced(self, atoms, displacements):
+        structures = [atoms.copy() for _ in displacements]
+        for structure, displacement in zip(structures, displacements, strict=True):
+            structure.positions += displacement
+        return np.array(self.evaluate(structures).forces)
 
 
 def _change(**changes):
@@ -92,6 +100,26 @@ def test_catches_mistakes(changes, caught_by):
     assert results["determinism"].passed
 
 
+def _undisplaced(model, atoms, displacements):
+    return model.forces_of_displaced(atoms, 0 * displacements)
+
+
+def _exchanged(model, atoms, displacements):
+    return model.forces_of_displaced(atoms, displacements)[::-1]
+
+
+def _no_skin(model, atoms, displacements):
+    model._skinned = copies.SkinnedGraph(lambda atoms, _: neighbor_list("ijD", atoms, analytic.CUTOFF_A))
+    return model.forces_of_displaced(atoms, displacements)
+
+
+@pytest.mark.parametrize("mistake", [_undisplaced, _exchanged, _no_skin])
+def test_catches_mistakes_in_displaced_copies(mistake):
+    wrong = Wrong(lambda result, _: result)
+    wrong.forces_of_displaced = partial(mistake, wrong._right)
+    assert [r.name for r in conformance.run(wrong) if r.passed is False] == ["displaced copies"]
+
+
 def test_catches_randomness():
     rng = np.random.default_rng(1)
     noisy = Wrong(lambda result, _: dataclasses.replace(result, energies=result.energies + 1e-13 * rng.normal()))
@@ -125,7 +153,8 @@ def test_hessian_is_optional():
         def __init__(self):
             right = analytic.load(Potential(name="analytic"))
             self.identity, self.elements, self.cutoff_A = right.identity, right.elements, right.cutoff_A
-            self.package, self.device, self.evaluate = right.package, right.device, right.evaluate
+            self.package, self.device = right.package, right.device
+            self.evaluate, self.forces_of_displaced = right.evaluate, right.forces_of_displaced
 
     results = {result.name: result for result in conformance.run(Bare())}
     assert results["hessian-vector product"].passed is None

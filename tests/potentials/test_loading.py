@@ -161,12 +161,29 @@ def test_file_instead_of_a_name(name, model, module, caplog):
 def test_isolated_atom_is_named(installed):
     model = potentials.load(installed)
     atoms = Atoms("Si", cell=np.eye(3) * 30, pbc=True)
-    try:
-        result = model.evaluate([atoms])
-    except PhysicsError as error:
-        assert "isolated" in str(error)
-    else:
-        np.testing.assert_allclose(result.forces[0], 0, atol=1e-9)
+    for forces in (
+        lambda: model.evaluate([atoms]).forces[0],
+        lambda: model.forces_of_displaced(atoms, np.full((2, 1, 3), 0.01)),
+    ):
+        try:
+            np.testing.assert_allclose(forces(), 0, atol=1e-9)
+        except PhysicsError as error:
+            assert "isolated" in str(error)
+
+
+def test_displaced_copies_with_and_without_bond_angles(installed):
+    """Bonds of 3 Å, where CHGNet's angles end: some copies have angles and some have none."""
+    model = potentials.load(installed)
+    atoms = Atoms("Si2C2", positions=[[0, 0, 0], [3, 0, 0], [0, 3, 0], [0, 0, 3]], cell=np.eye(3) * 9, pbc=True)
+    displacements = np.zeros((3, 4, 3))
+    displacements[1, 1:] = -0.05 * np.eye(3)
+    displacements[2, 1:] = 0.05 * np.eye(3)
+    forces = model.forces_of_displaced(atoms, displacements)
+    for displacement, together in zip(displacements, forces, strict=True):
+        alone = atoms.copy()
+        alone.positions += displacement
+        expected = model.evaluate([alone]).forces[0]
+        np.testing.assert_allclose(together, expected, atol=1e-8 * max(1, np.abs(expected).max()))
 
 
 def own_calculator(settings: Potential):
@@ -215,7 +232,7 @@ def test_agrees_with_the_package(settings, model, monkeypatch):
 def test_check_command(installed):
     answer = CliRunner().invoke(app, ["check", "--json", installed.model_dump_json()], env={"COLUMNS": "200"})
     assert answer.exit_code == 0, answer.output
-    assert "14 passed, 0 failed" in answer.output
+    assert "15 passed, 0 failed" in answer.output
     assert "energy conservation" in answer.output
 
 

@@ -9,7 +9,7 @@ from defectnet.potentials.base import Evaluation
 
 
 class Wrapped:
-    """A force model that counts calls and structures of another one; subclasses change what comes back."""
+    """A force model that counts passes and structures of another one; subclasses change what comes back."""
 
     def __init__(self, inner):
         self.inner = inner
@@ -23,7 +23,17 @@ class Wrapped:
         self.structures += [atoms.copy() for atoms in structures]
         return self.changed(self.inner.evaluate(structures))
 
+    def forces_of_displaced(self, atoms, displacements):
+        self.calls += 1
+        for displacement in displacements:
+            self.structures.append(atoms.copy())
+            self.structures[-1].positions += displacement
+        forces = list(self.inner.forces_of_displaced(atoms, displacements))
+        result = Evaluation(np.full(len(forces), np.nan), forces, np.full((len(forces), 3, 3), np.nan))
+        return np.array(self.changed(result).forces)
+
     def changed(self, result: Evaluation) -> Evaluation:
+        """What comes back; of displaced copies, there are forces only."""
         return result
 
 

@@ -9,7 +9,7 @@ from defectnet.batches import atoms_of
 from defectnet.config import Phonons, Potential, Relaxation
 from defectnet.errors import PhysicsError
 from defectnet.phonons.hessian import reference_phonons
-from defectnet.potentials import ForceModel, HasHessianVectorProduct, LazyModel, identify
+from defectnet.potentials import ForceModel, HasHessianVectorProduct, LazyModel, identify, load
 from defectnet.potentials.analytic import CUTOFF_A, DEPTH_eV
 from defectnet.potentials.base import ForceModelCalculator
 from defectnet.relaxation import relax_host
@@ -129,6 +129,55 @@ def test_structures_in_one_pass_do_not_see_each_other(model, crystal):
         np.testing.assert_array_equal(together.stresses[i], alone.stresses[0])
 
 
+@pytest.fixture
+def displacements():
+    return np.random.default_rng(6).uniform(-0.05, 0.05, (5, 8, 3))
+
+
+def alone(model, atoms, displacements):
+    """Forces [K, N, 3] of the copies as structures of their own."""
+    structures = []
+    for displacement in displacements:
+        structures.append(atoms.copy())
+        structures[-1].positions += displacement
+    return np.array(model.evaluate(structures).forces)
+
+
+def test_displaced_copies_are_structures_of_their_own(model, crystal, displacements):
+    forces = model.forces_of_displaced(crystal, displacements)
+    np.testing.assert_allclose(forces, alone(model, crystal, displacements), atol=1e-13)
+
+
+def test_displaced_copies_find_pairs_that_enter_the_cutoff(model):
+    """Both atoms move, which needs a skin of twice their displacement."""
+    pair = Atoms("KCl", [[0, 0, 0], [CUTOFF_A + 0.15, 0, 0]], cell=[40, 40, 40], pbc=True)
+    towards = np.array([[[0.1, 0, 0], [-0.1, 0, 0]]])
+    forces = model.forces_of_displaced(pair, np.concatenate([towards, 0 * towards]))
+    assert np.abs(forces[0]).max() > 1e-6
+    np.testing.assert_allclose(forces[0], alone(model, pair, towards)[0], atol=1e-15)
+    np.testing.assert_array_equal(forces[1], 0)
+
+
+def test_neighbour_list_serves_one_structure(crystal, displacements):
+    fresh = load(Potential(name="analytic"))
+    built = []
+    build = fresh._skinned._build
+    fresh._skinned._build = lambda atoms, skin: built.append(skin) or build(atoms, skin)
+    other = crystal.copy()
+    other.set_cell(crystal.cell * 1.001)
+    for atoms, factor, count in (
+        (crystal, 1, 1),
+        (crystal.copy(), 1 + 1e-9, 1),  # the same, moved as far
+        (crystal, 1.5, 2),
+        (crystal, 0.5, 3),  # shorter, but the bits of the forces must not depend on the past
+        (other, 1, 4),
+    ):
+        forces = fresh.forces_of_displaced(atoms, factor * displacements)
+        np.testing.assert_allclose(forces, alone(fresh, atoms, factor * displacements), atol=1e-13)
+        assert len(built) == count
+        assert built[-1] >= 2 * factor * np.linalg.norm(displacements, axis=-1).max()
+
+
 def test_energy_per_cell_does_not_depend_on_the_cell(model):
     primitive = bulk("NaCl", "rocksalt", a=5.6)
     cubic = bulk("NaCl", "rocksalt", a=5.6, cubic=True)
@@ -139,6 +188,8 @@ def test_energy_per_cell_does_not_depend_on_the_cell(model):
 def test_unknown_element_is_named(model):
     with pytest.raises(PhysicsError, match="La"):
         model.evaluate([bulk("LaN", "rocksalt", a=5.3)])
+    with pytest.raises(PhysicsError, match="La"):
+        model.forces_of_displaced(bulk("LaN", "rocksalt", a=5.3), np.zeros((1, 2, 3)))
 
 
 def test_calculator_gives_ase_what_ase_expects(model, crystal):
@@ -162,7 +213,7 @@ def test_calculator_gives_ase_what_ase_expects(model, crystal):
 
 def test_meets_the_protocols(model):
     assert isinstance(model, HasHessianVectorProduct)
-    protocol = set(ForceModel.__annotations__) | {"evaluate"}
+    protocol = set(ForceModel.__annotations__) | {"evaluate", "forces_of_displaced"}
     assert not [name for name in protocol if not hasattr(model, name)]
 
 

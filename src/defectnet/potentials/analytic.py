@@ -18,6 +18,7 @@ from defectnet.config import Potential
 from defectnet.digests import digest
 from defectnet.elements import MAX_Z
 from defectnet.potentials.base import Evaluation, Identity, require_elements
+from defectnet.potentials.copies import SkinnedGraph, displaced_vectors
 
 DEPTH_eV = 0.5
 LIKE_SHARE = 0.05  # depth of the wells between like ions, as a share of DEPTH_eV
@@ -51,22 +52,26 @@ class MorsePairs:
         for z in range(1, MAX_Z + 1):
             # Noble gases have no electronegativity (nan), which compares as False.
             self._anion[z] = Element.from_Z(z).data.get("X", 0.0) > ANION_ELECTRONEGATIVITY
+        self._skinned = SkinnedGraph(lambda atoms, skin: neighbor_list("ijD", atoms, CUTOFF_A + skin))
 
     def _pairs(self, atoms: Atoms) -> tuple[np.ndarray, ...]:
         """Directed pairs i, j, vectors D [P, 3], distances r, and V, V', V'' of each pair."""
         i, j, vectors, r = neighbor_list("ijDd", atoms, CUTOFF_A)
-        z = atoms.numbers
-        like = self._anion[z[i]] == self._anion[z[j]]
-        r0 = (covalent_radii[z[i]] + covalent_radii[z[j]]) * np.where(like, np.sqrt(2), 1.0)
+        return i, j, vectors, r, *self._morse(atoms.numbers[i], atoms.numbers[j], r)
+
+    def _morse(self, zi: np.ndarray, zj: np.ndarray, r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """V, V', V'' [..., P] of pairs of the atomic numbers zi, zj [P] at the distances r [..., P]."""
+        like = self._anion[zi] == self._anion[zj]
+        r0 = (covalent_radii[zi] + covalent_radii[zj]) * np.where(like, np.sqrt(2), 1.0)
         e = np.exp(-STEEPNESS_PER_A * (r - r0))
         depth = DEPTH_eV * np.where(like, LIKE_SHARE, 1.0)
         v, dv = depth * (e * e - 2 * e), 2 * depth * STEEPNESS_PER_A * (e - e * e)
         ddv = 2 * depth * STEEPNESS_PER_A**2 * (2 * e * e - e)
-        # Multiply by s(r) = (1 - (r/rc)²)³, which vanishes at rc with two derivatives.
-        x = 1 - (r / CUTOFF_A) ** 2
+        # Multiply by s(r) = (1 - (r/rc)²)³, which vanishes at rc with two derivatives, and beyond.
+        x = np.maximum(1 - (r / CUTOFF_A) ** 2, 0)
         s, ds = x**3, -6 * r / CUTOFF_A**2 * x**2
         dds = -6 / CUTOFF_A**2 * x**2 + 24 * r**2 / CUTOFF_A**4 * x
-        return i, j, vectors, r, v * s, dv * s + v * ds, ddv * s + 2 * dv * ds + v * dds
+        return v * s, dv * s + v * ds, ddv * s + 2 * dv * ds + v * dds
 
     def evaluate(self, structures: Sequence[Atoms]) -> Evaluation:
         """See :class:`~defectnet.potentials.base.ForceModel`."""
@@ -81,6 +86,17 @@ class MorsePairs:
             forces.append(force)
             stresses.append(0.5 * vectors.T @ pull / atoms.get_volume())
         return Evaluation(np.array(energies), forces, np.array(stresses))
+
+    def forces_of_displaced(self, atoms: Atoms, displacements: np.ndarray) -> np.ndarray:
+        """See :class:`~defectnet.potentials.base.ForceModel`."""
+        require_elements(self, [atoms])
+        i, j, vectors = self._skinned(atoms, displacements)
+        vectors = displaced_vectors(vectors, i, j, displacements)
+        r = np.linalg.norm(vectors, axis=-1)
+        _, dv, _ = self._morse(atoms.numbers[i], atoms.numbers[j], r)  # nothing beyond the cutoff
+        forces = np.zeros(displacements.shape)
+        np.add.at(forces, (slice(None), i), (dv / r)[..., None] * vectors)
+        return forces
 
     def hessian_vector_products(self, atoms: Atoms, vectors: np.ndarray) -> np.ndarray:
         """See :class:`~defectnet.potentials.base.HasHessianVectorProduct`."""

@@ -152,6 +152,7 @@ class _Suite:
             "stress": self.stress,
             "hessian-vector product": self.hessian_vector_product,
             "batch": self.batch,
+            "displaced copies": self.displaced_copies,
             "determinism": self.determinism,
             "dtype": self.dtype,
             "energy conservation": self.energy_conservation,
@@ -269,6 +270,23 @@ class _Suite:
             here = Evaluation(together.energies[[index]], [together.forces[index]], together.stresses[[index]])
             worst = max(worst, self._deviation(here, float(alone.energies[0]), alone.forces[0], alone.stresses[0]))
         return worst, 1, "tolerances", "16, 2 and 8 atoms in one pass give what each gives alone"
+
+    def displaced_copies(self) -> Measured:
+        displacements = self.rng.normal(size=(4, self.n, 3))
+        displacements *= 0.1 / np.linalg.norm(displacements, axis=-1, keepdims=True)
+        displacements[0] = 0
+        displacements[1, 1:] = 0  # one atom alone, as in finite differences
+        worst = 0.0
+        for some in (displacements, displacements[1:2] / 10):
+            together = self.model.forces_of_displaced(self.atoms, some)
+            if together.shape != some.shape:
+                raise ValueError(f"shape {together.shape} for displacements of shape {some.shape}")
+            for displacement, forces in zip(some, together, strict=True):
+                atoms = self.atoms.copy()
+                atoms.positions += displacement
+                alone = self.model.evaluate([atoms]).forces[0]
+                worst = max(worst, float(np.abs(forces - alone).max()) / (self.tolerances.force * _scale(alone)))
+        return worst, 1, "tolerances", "displaced copies in one pass have the forces that each has alone"
 
     def determinism(self) -> Measured:
         again = self.model.evaluate([self.atoms])

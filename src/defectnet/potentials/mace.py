@@ -23,6 +23,7 @@ from defectnet.config import Potential
 from defectnet.digests import file_digest
 from defectnet.errors import InputError
 from defectnet.potentials.base import Evaluation, Identity, require_elements
+from defectnet.potentials.copies import SkinnedGraph, displaced_vectors
 from defectnet.potentials.loading import (
     choose_device,
     choose_modality,
@@ -142,8 +143,9 @@ class MACE:
             self.package += f", cuequivariance-torch {package_version('mace', 'cuequivariance-torch', '')}"
         model.requires_grad_(False)
         self._model = model.eval()
+        self._skinned = SkinnedGraph(lambda atoms, skin: self._graph([atoms], self.cutoff_A + skin))
 
-    def _graph(self, structures: Sequence[Atoms]) -> dict:
+    def _graph(self, structures: Sequence[Atoms], cutoff_A: float) -> dict:
         """All structures as one disconnected graph, in the model's dtype."""
         from mace.data import AtomicData, config_from_atoms
         from mace.tools.torch_geometric import Batch
@@ -157,7 +159,7 @@ class MACE:
                     AtomicData.from_config(
                         config_from_atoms(bare, head_name=self._head),
                         z_table=self._table,
-                        cutoff=self.cutoff_A,
+                        cutoff=cutoff_A,
                         heads=self._heads,
                     )
                 )
@@ -166,7 +168,7 @@ class MACE:
     def evaluate(self, structures: Sequence[Atoms]) -> Evaluation:
         """See :class:`~defectnet.potentials.base.ForceModel`."""
         require_elements(self, structures)
-        output = self._model(self._graph(structures), compute_stress=True)
+        output = self._model(self._graph(structures, self.cutoff_A), compute_stress=True)
         ends = np.cumsum([len(atoms) for atoms in structures])[:-1]
         return Evaluation(
             output["energy"].detach().cpu().numpy().astype(float),
@@ -174,12 +176,38 @@ class MACE:
             output["stress"].detach().cpu().numpy().astype(float),
         )
 
+    def forces_of_displaced(self, atoms: Atoms, displacements: np.ndarray) -> np.ndarray:
+        """See :class:`~defectnet.potentials.base.ForceModel`; the copies are one structure without edges in between."""
+        import torch
+
+        require_elements(self, [atoms])
+        graph = self._skinned(atoms, displacements)
+        i, j = graph["edge_index"]
+        start = torch.as_tensor(atoms.positions, device=self.device)
+        lattice = torch.as_tensor(atoms.cell.array, device=self.device)
+        displacements = torch.as_tensor(displacements, device=self.device)
+        vectors = start[j] - start[i] + graph["unit_shifts"].double() @ lattice
+        lengths = displaced_vectors(vectors, i, j, displacements).norm(dim=-1)
+        copy, edge = torch.nonzero(lengths < self.cutoff_A, as_tuple=True)
+        positions = (start + displacements).reshape(-1, 3).to(self._dtype)
+        copies = graph | {
+            "positions": positions,
+            "node_attrs": graph["node_attrs"].repeat(len(displacements), 1),
+            "edge_index": graph["edge_index"][:, edge] + copy * len(atoms),
+            "shifts": graph["shifts"][edge],
+            "unit_shifts": graph["unit_shifts"][edge],
+            "batch": torch.zeros(len(positions), dtype=torch.long, device=self.device),
+            "ptr": torch.tensor([0, len(positions)], device=self.device),
+        }
+        forces = self._model(copies)["forces"]
+        return forces.detach().cpu().numpy().astype(float).reshape(displacements.shape)
+
     def hessian_vector_products(self, atoms: Atoms, vectors: np.ndarray) -> np.ndarray:
         """See :class:`~defectnet.potentials.base.HasHessianVectorProduct`; one double backward pass per vector."""
         import torch
 
         require_elements(self, [atoms])
-        graph = self._graph([atoms])
+        graph = self._graph([atoms], self.cutoff_A)
         positions = graph["positions"].requires_grad_(True)
         forces = self._model(graph, training=True)["forces"]  # training: keeps the graph of the forces
         products = []

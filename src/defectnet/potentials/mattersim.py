@@ -18,6 +18,7 @@ from defectnet.config import Potential
 from defectnet.digests import file_digest
 from defectnet.errors import InputError
 from defectnet.potentials.base import Evaluation, Identity, require_elements
+from defectnet.potentials.copies import SkinnedGraph, displaced_vectors, places
 from defectnet.potentials.loading import (
     choose_device,
     choose_modality,
@@ -116,20 +117,21 @@ class MatterSim:
         self.elements = frozenset(chemical_symbols[1 : model.max_z + 1])
         self._dtype = getattr(torch, identity.dtype)
         self._batch_to_dict = package.batch_to_dict
-        self._converter = package.GraphConvertor(
-            "m3gnet", self.cutoff_A, True, float(model.model_args["threebody_cutoff"])
-        )
+        self._angle_cutoff_A = float(model.model_args["threebody_cutoff"])
+        self._converter = package.GraphConvertor
         model.requires_grad_(False)
         self._model = model.to(device=device, dtype=self._dtype).eval()
+        self._skinned = SkinnedGraph(lambda atoms, skin: self._graph(atoms, skin).to(device))
 
-    def _graph(self, atoms: Atoms):
-        """One structure as MatterSim's graph, in the model's dtype."""
+    def _graph(self, atoms: Atoms, skin: float = 0.0):
+        """One structure as MatterSim's graph, with positions and cell in float64 and ``skin`` beyond the cutoffs."""
         import torch
 
         wrapped = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-        graph = self._converter.convert(wrapped)  # wraps the atoms into the cell; rounds to float32
-        graph.atom_pos = torch.tensor(wrapped.positions, dtype=self._dtype)
-        graph.cell = torch.tensor(wrapped.cell.array, dtype=self._dtype)[None]
+        converter = self._converter("m3gnet", self.cutoff_A + skin, True, self._angle_cutoff_A + skin)
+        graph = converter.convert(wrapped)  # wraps the atoms into the cell; rounds to float32
+        graph.atom_pos = torch.tensor(wrapped.positions)
+        graph.cell = torch.tensor(wrapped.cell.array)[None]
         return graph
 
     def _energies(self, structures: Sequence[Atoms]):
@@ -139,6 +141,7 @@ class MatterSim:
 
         batch = Batch.from_data_list([self._graph(atoms) for atoms in structures])
         inputs = self._batch_to_dict(batch, device=self.device)
+        inputs |= {name: inputs[name].to(self._dtype) for name in ("cell", "atom_pos")}
         strains = torch.zeros_like(inputs["cell"], requires_grad=True)
         deformations = torch.eye(3, device=self.device, dtype=self._dtype) + strains
         positions = torch.einsum("ni,nij->nj", inputs["atom_pos"], deformations[inputs["batch"]])
@@ -162,6 +165,54 @@ class MatterSim:
             np.split(-gradient.cpu().numpy().astype(float), ends),
             0.5 * (stresses + stresses.transpose(0, 2, 1)),
         )
+
+    def forces_of_displaced(self, atoms: Atoms, displacements: np.ndarray) -> np.ndarray:
+        """See :class:`~defectnet.potentials.base.ForceModel`; the copies are one structure without edges in between.
+
+        Triples are pairs of edges: each copy has those of the skinned graph whose two edges are short enough in it.
+        """
+        import torch
+
+        require_elements(self, [atoms])
+        graph = self._skinned(atoms, displacements)
+        displacements = torch.as_tensor(displacements, device=self.device)
+        i, j = graph.edge_index
+        vectors = graph.atom_pos[j] - graph.atom_pos[i] + graph.pbc_offsets.double() @ graph.cell[0]
+        lengths = displaced_vectors(vectors, i, j, displacements).norm(dim=-1)
+        near = lengths <= self.cutoff_A
+        copy, edge = torch.nonzero(near, as_tuple=True)
+        place = places(near)
+        short = near & (lengths <= self._angle_cutoff_A)
+        one, other = graph.three_body_indices.T
+        triple_copy, triple = torch.nonzero(short[:, one] & short[:, other], as_tuple=True)
+        triples = torch.stack([place[triple_copy, one[triple]], place[triple_copy, other[triple]]], dim=1)
+        positions = (graph.atom_pos + displacements).reshape(-1, 3).to(self._dtype).requires_grad_(True)
+
+        def tensor(*numbers: int):
+            return torch.tensor(numbers, device=self.device)
+
+        inputs = {
+            "atom_pos": positions,
+            "cell": graph.cell.to(self._dtype),
+            "pbc_offsets": graph.pbc_offsets[edge],
+            "atom_attr": graph.atom_attr.repeat(len(displacements), 1),
+            "edge_index": graph.edge_index[:, edge] + copy * len(atoms),
+            "three_body_indices": triples,
+            "three_body_edge_map": triples[:, 0],  # sorted, as the triples of the skinned graph are
+            "bond_index_bias": tensor(0),
+            "num_three_body": tensor(len(triples)),
+            "num_triple_ij": torch.bincount(triples[:, 0], minlength=len(edge))[:, None],
+            "num_bonds": tensor(len(edge)),
+            "total_num_bonds": len(edge),
+            "num_atoms": tensor(len(positions)),
+            "total_num_atoms": len(positions),
+            "num_graphs": torch.tensor(1, device=self.device),
+            "batch": torch.zeros(len(positions), dtype=torch.long, device=self.device),
+        }
+        with _float_means(self._dtype):
+            energy = self._model(inputs)
+        (gradient,) = torch.autograd.grad(energy.sum(), positions)
+        return -gradient.cpu().numpy().astype(float).reshape(displacements.shape)
 
     def hessian_vector_products(self, atoms: Atoms, vectors: np.ndarray) -> np.ndarray:
         """See :class:`~defectnet.potentials.base.HasHessianVectorProduct`; one double backward pass per vector."""

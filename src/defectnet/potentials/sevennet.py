@@ -19,6 +19,7 @@ from defectnet.config import Potential
 from defectnet.digests import file_digest
 from defectnet.errors import InputError
 from defectnet.potentials.base import Evaluation, Identity, require_elements
+from defectnet.potentials.copies import SkinnedGraph, displaced_vectors
 from defectnet.potentials.loading import (
     choose_device,
     choose_modality,
@@ -113,6 +114,7 @@ class SevenNet:
         model.set_is_batch_data(True)
         model.requires_grad_(False)
         self._model = model.to(device=device, dtype=self._dtype).eval()
+        self._skinned = SkinnedGraph(self._skin)
 
         def in_model_dtype(_module, _inputs, data):
             for name in (key.NODE_FEATURE, key.NODE_ATTR):
@@ -157,6 +159,41 @@ class SevenNet:
             np.split(forces, ends),
             stress[:, [0, 3, 5, 3, 1, 4, 5, 4, 2]].reshape(-1, 3, 3),
         )
+
+    def _skin(self, atoms: Atoms, skin: float):
+        """Edges within ``skin`` beyond the cutoff: indices [2, E] and vectors [E, 3] in float64."""
+        import sevenn._keys as key
+        import torch
+        from sevenn.train.dataload import unlabeled_atoms_to_graph
+
+        arrays = unlabeled_atoms_to_graph(atoms, self.cutoff_A + skin)
+        return tuple(torch.as_tensor(arrays[name], device=self.device) for name in (key.EDGE_IDX, key.EDGE_VEC))
+
+    def forces_of_displaced(self, atoms: Atoms, displacements: np.ndarray) -> np.ndarray:
+        """See :class:`~defectnet.potentials.base.ForceModel`; the copies are one structure without edges in between.
+
+        Edges beyond the cutoff have to go: SevenNet's cutoff function rises again there.
+        """
+        import sevenn._keys as key
+        import torch
+        from sevenn.atom_graph_data import AtomGraphData
+
+        require_elements(self, [atoms])
+        (i, j), vectors = self._skinned(atoms, displacements)
+        vectors = displaced_vectors(vectors, i, j, torch.as_tensor(displacements, device=self.device))
+        copy, edge = torch.nonzero(vectors.norm(dim=-1) < self.cutoff_A, as_tuple=True)
+        numbers = torch.as_tensor(atoms.numbers, device=self.device).repeat(len(displacements))
+        graph = AtomGraphData(
+            numbers, torch.stack([i[edge], j[edge]]) + copy * len(atoms), **{key.ATOMIC_NUMBERS: numbers}
+        )
+        graph[key.EDGE_VEC] = vectors[copy, edge].to(self._dtype)
+        graph[key.CELL_VOLUME] = torch.ones(1, dtype=self._dtype, device=self.device)  # of the stress, not wanted here
+        graph[key.NUM_ATOMS] = torch.tensor([len(numbers)], device=self.device)
+        graph[key.BATCH] = torch.zeros_like(numbers)
+        if self._modality is not None:
+            graph[key.DATA_MODALITY] = [self._modality]
+        forces = self._model(graph)[key.PRED_FORCE]
+        return forces.detach().cpu().numpy().astype(float).reshape(displacements.shape)
 
     def hessian_vector_products(self, atoms: Atoms, vectors: np.ndarray) -> np.ndarray:
         """See :class:`~defectnet.potentials.base.HasHessianVectorProduct`; one double backward pass per vector."""
