@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ase import Atoms
@@ -16,6 +17,8 @@ from ase.optimize import FIRE, LBFGS
 from defectnet.config import Relaxation
 from defectnet.errors import PhysicsError
 from defectnet.potentials.base import ForceModel, ForceModelCalculator
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS = {"LBFGS": LBFGS, "FIRE": FIRE}
 FORCE_LIMIT_eV_PER_A = 1e3
@@ -32,7 +35,8 @@ class Relaxed:
     """A relaxed structure, the forces [N, 3] left on it in eV/Å, and how it got there.
 
     ``quality`` names: converged (0 or 1), relax_steps, relax_evaluations, residual_force_eV_per_A,
-    energy_eV_per_atom, volume_change (fraction) and, at fixed lattice, displacement_max_A.
+    energy_eV_per_atom, volume_change (fraction), at fixed lattice displacement_max_A, and warm (whether a guess of the
+    displacements was of use) where there was one.
     """
 
     atoms: Atoms
@@ -45,18 +49,53 @@ def relax_host(atoms: Atoms, model: ForceModel, settings: Relaxation) -> Relaxed
     return _relax(atoms, model, settings, relax_cell=settings.host_cell, keep_symmetry=True)
 
 
-def relax_doped(atoms: Atoms, model: ForceModel, settings: Relaxation) -> Relaxed:
-    """Relax a doped supercell, by default at the fixed lattice of its host; see :func:`_relax`."""
-    return _relax(atoms, model, settings, relax_cell=settings.doped_cell, keep_symmetry=False)
+def relax_doped(
+    atoms: Atoms, model: ForceModel, settings: Relaxation, displacements: np.ndarray | None = None
+) -> Relaxed:
+    """Relax a doped supercell, by default at the fixed lattice of its host; see :func:`_relax`.
+
+    ``displacements`` [N, 3] in Å are a guess of where the atoms go. A guess that leads astray costs its steps: the
+    relaxation then starts again without it, and ``warm`` in the quality is 0.
+    """
+    options = {"relax_cell": settings.doped_cell, "keep_symmetry": False}
+    if displacements is None:
+        return _relax(atoms, model, settings, **options)
+    spent = 0
+    try:
+        warm = _relax(atoms, model, settings, displacements=displacements, **options)
+        if warm.quality["converged"]:
+            return replace(warm, quality=warm.quality | {"warm": 1})
+        spent = warm.quality["relax_evaluations"]
+    except PhysicsError as error:
+        log.info("relaxation from a guess failed (%s); starting without it", error)
+    cold = _relax(atoms, model, settings, **options)
+    return replace(
+        cold, quality=cold.quality | {"warm": 0, "relax_evaluations": cold.quality["relax_evaluations"] + spent}
+    )
 
 
-def _relax(start: Atoms, model: ForceModel, settings: Relaxation, *, relax_cell: bool, keep_symmetry: bool) -> Relaxed:
+def relax_defect(atoms: Atoms, model: ForceModel, settings: Relaxation) -> Relaxed:
+    """Relax a supercell with one substitution at fixed lattice within the site symmetry of the defect."""
+    return _relax(atoms, model, settings, relax_cell=False, keep_symmetry=True)
+
+
+def _relax(
+    start: Atoms,
+    model: ForceModel,
+    settings: Relaxation,
+    *,
+    relax_cell: bool,
+    keep_symmetry: bool,
+    displacements: np.ndarray | None = None,
+) -> Relaxed:
     """Minimise the energy until every force is below ``fmax_eV_per_A``.
 
     A structure that has not converged after ``steps_max`` is returned with ``converged`` 0.
     Raises :class:`PhysicsError` for a structure that explodes or that the potential cannot evaluate.
     """
     atoms = Atoms(start.numbers, start.positions, cell=start.cell, pbc=True)
+    if displacements is not None:
+        atoms.positions += displacements
     atoms.calc = calculator = ForceModelCalculator(model)
     if keep_symmetry:
         atoms.set_constraint(FixSymmetry(atoms))
@@ -74,7 +113,9 @@ def _relax(start: Atoms, model: ForceModel, settings: Relaxation, *, relax_cell:
             raise PhysicsError(f"relaxation went uphill by {rise:.3g} eV per atom")
         # LBFGS also finds saddle points; FIRE follows the forces.
         downhill = settings.model_copy(update={"optimizer": "FIRE"})
-        return _relax(start, model, downhill, relax_cell=relax_cell, keep_symmetry=keep_symmetry)
+        return _relax(
+            start, model, downhill, relax_cell=relax_cell, keep_symmetry=keep_symmetry, displacements=displacements
+        )
     forces = atoms.get_forces(apply_constraint=False)
     moved = atoms.positions - start.positions
     quality = {

@@ -13,6 +13,7 @@ from defectnet.errors import PhysicsError
 from defectnet.phonons.hessian import evaluate_forces, force_constants, reference_phonons, setup
 from defectnet.phonons.modes import diagonalise
 from defectnet.potentials.base import ForceModelCalculator
+from defectnet.potentials.passes import OutOfMemoryError, Passes
 from defectnet.supercells import expand
 from defectnet.units import SQRT_EIGENVALUE_TO_MEV
 
@@ -223,14 +224,14 @@ def test_quality_counts_unstable_modes(host, model):
     assert result.quality["displacements"] == result.hessian.displacements
 
 
-@pytest.mark.parametrize("atoms_per_pass", [1, 8, 20, 10_000])
-def test_forces_do_not_depend_on_the_size_of_a_pass(disordered, model, atoms_per_pass):
+@pytest.mark.parametrize(("atoms_per_pass", "copies"), [(1, 1), (8, 1), (20, 2), (10_000, 48), ("auto", 4)])
+def test_forces_do_not_depend_on_the_size_of_a_pass(disordered, model, atoms_per_pass, copies):
     phonon = setup(disordered, ONE, Phonons())
     counting = Wrapped(model)
     forces = evaluate_forces(phonon, counting, atoms_per_pass)
     np.testing.assert_array_equal(forces, evaluate_forces(phonon, model, 64))
     assert len(counting.structures) == 48
-    assert counting.calls == -(-48 // max(1, atoms_per_pass // 8))
+    assert counting.calls == 48 / copies
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -241,6 +242,148 @@ def test_forces_that_are_not_finite_are_refused(disordered, model, value, after,
         reference_phonons(disordered, ONE, broken, Phonons(), 64)
     with pytest.raises(PhysicsError, match="not finite"):
         reference_phonons(disordered, ONE, Broken(model, value, after), Phonons(), 64, tmp_path / "forces.npy")
+
+
+# --- size of a pass -----------------------------------------------------------------------------------------------
+
+
+class Small(Wrapped):
+    """Has memory for ``fits`` copies."""
+
+    class OutOfMemoryError(RuntimeError):
+        """Stands for torch's."""
+
+    def __init__(self, inner, fits, error=None):
+        super().__init__(inner)
+        self.fits, self.error = fits, error or self.OutOfMemoryError("CUDA memory is full")
+        self.sizes = []
+
+    def forces_of_displaced(self, atoms, displacements):
+        self.sizes.append(len(displacements))
+        if len(displacements) > self.fits:
+            raise self.error
+        return super().forces_of_displaced(atoms, displacements)
+
+
+class Meter:
+    """Memory in which the last pass of ``model`` needed ``fixed + copies * per_copy`` bytes."""
+
+    def __init__(self, model, fixed, per_copy, free):
+        self.model, self.fixed, self.per_copy, self.left = model, fixed, per_copy, free
+        self.watched = self.released = 0
+
+    def watch(self):
+        self.watched += 1
+
+    def peak(self):
+        return self.fixed + self.model.sizes[-1] * self.per_copy
+
+    def free(self):
+        return self.left
+
+    def release(self):
+        self.released += 1
+
+
+@pytest.mark.parametrize(("n", "copies"), [(1, 32), (8, 4), (31, 2), (32, 1), (33, 1), (500, 1)])
+def test_auto_takes_32_atoms_on_a_cpu(model, n, copies):
+    assert Passes(model, Atoms(f"H{n}"), "auto").copies == copies
+
+
+@pytest.mark.parametrize(("n", "copies"), [(8, 8), (20, 3), (64, 1), (65, 1)])
+def test_a_number_of_atoms_is_a_limit(model, n, copies):
+    assert Passes(model, Atoms(f"H{n}"), 64).copies == copies
+
+
+@pytest.fixture
+def pushes():
+    directions = np.random.default_rng(4).normal(size=(30, 8, 3))
+    return 0.01 * directions / np.linalg.norm(directions, axis=-1, keepdims=True)
+
+
+def in_passes(passes, displacements):
+    forces, first = [], 0
+    while first < len(displacements):
+        forces.append(passes.forces(displacements[first : first + passes.copies]))
+        first += len(forces[-1])
+    return np.concatenate(forces)
+
+
+@pytest.mark.parametrize(
+    ("fits", "sizes"),
+    [
+        (30, [1, 2, 16, 11]),  # 80 % of 1000 bytes hold 16 copies of 50
+        (16, [1, 2, 16, 11]),
+        (10, [1, 2, 16, 8, 8, 8, 3]),
+        (3, [1, 2, 16, 8, 4, *[2] * 13, 1]),
+        (1, [1, 2, *[1] * 29]),
+    ],
+)
+def test_probing_fills_the_memory_and_halving_corrects_it(disordered, model, pushes, fits, sizes):
+    small = Small(model, fits)
+    meter = Meter(small, fixed=700, per_copy=50, free=1000)
+    forces = in_passes(Passes(small, disordered, "auto", meter), pushes)
+    np.testing.assert_array_equal(forces, model.forces_of_displaced(disordered, pushes))
+    assert small.sizes == sizes
+    assert len(small.structures) == 30  # nothing that fitted was computed twice
+    assert meter.watched == 2
+    assert meter.released == len([size for size in sizes if size > fits])
+
+
+@pytest.mark.parametrize(("per_copy", "free", "then"), [(0, 1000, 27), (50, 10, 1)])
+def test_probing_survives_odd_measurements(disordered, model, pushes, per_copy, free, then):
+    small = Small(model, 30)
+    in_passes(Passes(small, disordered, "auto", Meter(small, 700, per_copy, free)), pushes)
+    assert small.sizes[:3] == [1, 2, then]
+
+
+def test_a_number_of_atoms_is_not_probed_but_halved(disordered, model, pushes):
+    small = Small(model, 10)
+    meter = Meter(small, 700, 50, 1000)
+    in_passes(Passes(small, disordered, 160, meter), pushes)
+    assert small.sizes == [20, *[10] * 3]
+    assert (meter.watched, meter.released) == (0, 1)
+
+
+ERRORS = [Small.OutOfMemoryError("CUDA memory is full"), RuntimeError("TorchScript: RuntimeError: CUDA out of memory")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["torch", "TorchScript"])
+def test_memory_that_runs_out_is_recognised(disordered, model, pushes, error, tmp_path):
+    small = Small(model, 4, error)
+    Passes(small, disordered, 64).forces(pushes[:8])
+    assert small.sizes == [8, 4, 4]
+    with pytest.raises(OutOfMemoryError, match=f"{error}; not even one structure of 8 atoms fits"):
+        evaluate_forces(setup(disordered, ONE, Phonons()), Small(model, 0, error), 64, tmp_path / "forces.npy")
+
+
+def test_other_errors_are_not_tried_again(disordered, model, pushes):
+    class Broken(Wrapped):
+        def forces_of_displaced(self, atoms, displacements):
+            self.calls += 1
+            raise RuntimeError("no kernel")
+
+    broken = Broken(model)
+    with pytest.raises(RuntimeError, match="no kernel"):
+        Passes(broken, disordered, 64).forces(pushes)
+    assert broken.calls == 1
+
+
+def test_rows_survive_passes_that_do_not_fit(disordered, model, tmp_path):
+    """Killed after memory had run out: what was written is whole."""
+
+    class Killed(Small):
+        def changed(self, result):
+            if self.calls > 5:
+                raise KeyboardInterrupt
+            return result
+
+    phonon, checkpoint = setup(disordered, ONE, Phonons()), tmp_path / "forces.npy"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_forces(phonon, Killed(model, 5), 64, checkpoint)  # a pass of 8 that took two, then passes of 4
+    rest = Wrapped(model)
+    np.testing.assert_array_equal(evaluate_forces(phonon, rest, 64, checkpoint), evaluate_forces(phonon, model, 64))
+    assert len(rest.structures) == 48 - 5 * 4
 
 
 # --- checkpoint ---------------------------------------------------------------------------------------------------
@@ -268,7 +411,7 @@ def test_interrupted_work_goes_on_where_it_stopped(phonon, complete, model, tmp_
     # The rows that were left are the ones that were computed.
     left = [atoms.positions for atoms in rest.structures]
     expected = [cell.positions for cell in phonon.supercells_with_displacements[8 * after :]]
-    np.testing.assert_array_equal(left, expected)
+    np.testing.assert_allclose(left, expected, atol=1e-12)
 
 
 def test_finished_work_is_not_repeated(phonon, complete, model, tmp_path):

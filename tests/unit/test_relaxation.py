@@ -9,7 +9,7 @@ from defectnet.batches import atoms_of
 from defectnet.config import Relaxation
 from defectnet.errors import PhysicsError
 from defectnet.potentials.base import Evaluation
-from defectnet.relaxation import relax_doped, relax_host
+from defectnet.relaxation import relax_defect, relax_doped, relax_host
 
 RUTILE = crystal(
     ["Mg", "F"], [(0, 0, 0), (0.31, 0.31, 0)], spacegroup=136, cellpar=[4.5, 4.5, 3.2, 90, 90, 90], primitive_cell=True
@@ -258,3 +258,65 @@ def test_end_is_never_above_the_start(model):
     except PhysicsError:
         return
     assert energy(model, end) <= energy(model, start)
+
+
+# --- guesses and single defects -----------------------------------------------------------------------------------
+
+
+def superposed(model, doped, **settings):
+    """Displacements of three dopants from the sites of the host, as the sum of what each does alone."""
+    host = bulk("Cu", "fcc", a=doped.cell.lengths()[0] / 2, cubic=True).repeat(2)
+    total = np.zeros((32, 3))
+    for site in (3, 11, 20):
+        single = host.copy()
+        single.symbols[site] = doped.symbols[site]
+        relaxed = relax_defect(single, model, Relaxation(**settings)).atoms
+        total += relaxed.positions - single.positions
+    host.numbers = doped.numbers
+    return host, total
+
+
+def test_sum_of_single_defects_is_a_good_start(model, doped):
+    start, guess = superposed(model, doped, fmax_eV_per_A=1e-4)
+    settings = Relaxation(fmax_eV_per_A=1e-3)
+    cold, warm = relax_doped(start, model, settings), relax_doped(start, model, settings, guess)
+    assert warm.quality["converged"] == warm.quality["warm"] == 1
+    assert "warm" not in cold.quality
+    assert warm.quality["relax_steps"] < cold.quality["relax_steps"]
+    assert warm.quality["energy_eV_per_atom"] == pytest.approx(cold.quality["energy_eV_per_atom"], abs=1e-5)
+    apart = warm.atoms.positions - cold.atoms.positions
+    np.testing.assert_allclose(apart - apart.mean(axis=0), 0, atol=0.02)
+    # Displacements count from the host's sites, not from the guess.
+    moved = warm.atoms.positions - start.positions
+    moved -= moved.mean(axis=0)
+    assert warm.quality["displacement_max_A"] == pytest.approx(np.linalg.norm(moved, axis=1).max())
+
+
+@pytest.mark.parametrize("trouble", ["contact", "steps"])
+def test_a_guess_that_leads_astray_is_forgotten(model, doped, trouble):
+    cold = relax_doped(doped, model, Relaxation())
+    guess = np.zeros((32, 3))
+    if trouble == "contact":
+        guess[5] = doped.positions[3] - doped.positions[5] + [0.3, 0, 0]
+        settings = Relaxation()
+    else:
+        guess += np.random.default_rng(2).normal(0, 0.25, guess.shape)
+        settings = Relaxation(steps_max=cold.quality["relax_steps"])
+    warm = relax_doped(doped, model, settings, guess)
+    assert warm.quality == cold.quality | {"warm": 0}
+    np.testing.assert_array_equal(warm.atoms.positions, cold.atoms.positions)
+
+
+def test_a_defect_keeps_its_site_symmetry(model):
+    class Noisy(Wrapped):
+        def changed(self, result):
+            rng = np.random.default_rng(self.calls)
+            forces = [force + rng.normal(0, 1e-3, force.shape) for force in result.forces]
+            return Evaluation(result.energies, forces, result.stresses)
+
+    start = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    start.symbols[0] = "K"
+    relaxed = relax_defect(start, Noisy(model), Relaxation(fmax_eV_per_A=0.02))
+    assert space_group(relaxed.atoms) == space_group(start) == 221
+    np.testing.assert_array_equal(relaxed.atoms.cell, start.cell)
+    assert relaxed.quality["displacement_max_A"] < 1e-6  # by symmetry, nothing can move in so small a cell

@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from ase import Atoms
@@ -21,8 +23,9 @@ from phonopy.structure.atoms import PhonopyAtoms
 from defectnet.config import Phonons
 from defectnet.errors import PhysicsError
 from defectnet.files import write_atomically
-from defectnet.phonons.modes import Modes, diagonalise
+from defectnet.phonons.modes import Modes, diagonalise, stability
 from defectnet.potentials.base import ForceModel
+from defectnet.potentials.passes import Passes
 from defectnet.progress import track
 
 
@@ -43,8 +46,11 @@ class Hessian:
 
 
 def displaced(phonon: Phonopy) -> np.ndarray:
-    """Positions [D, N, 3] in Å of phonopy's displaced supercells."""
-    return np.array([cell.positions for cell in phonon.supercells_with_displacements])
+    """Displacements [D, N, 3] in Å of the atoms in phonopy's displaced supercells; one atom moves in each."""
+    displacements = np.zeros((len(phonon.displacements), len(phonon.supercell), 3))
+    for row, (atom, *displacement) in enumerate(phonon.displacements):
+        displacements[row, atom] = displacement
+    return displacements
 
 
 def setup(primitive: Atoms, expansion: np.ndarray, settings: Phonons) -> Phonopy:
@@ -63,28 +69,24 @@ def setup(primitive: Atoms, expansion: np.ndarray, settings: Phonons) -> Phonopy
 def evaluate_forces(
     phonon: Phonopy,
     model: ForceModel,
-    atoms_per_pass: int,
+    atoms_per_pass: int | Literal["auto"],
     checkpoint: Path | None = None,
 ) -> np.ndarray:
     """Forces [D, N, 3] in eV/Å of all displaced supercells, several per forward pass.
 
-    With ``checkpoint``, rows are kept in that file as they come, and rows already in it are not computed again, so
-    that a killed job loses one pass at most. The caller deletes the file once the result is safe.
+    ``atoms_per_pass`` is explained in :class:`~defectnet.potentials.passes.Passes`. With ``checkpoint``, rows are kept
+    in that file as they come, and rows already in it are not computed again, so that a killed job loses one pass at
+    most. The caller deletes the file once the result is safe.
     """
-    positions = displaced(phonon)
+    displacements = displaced(phonon)
     cell = phonon.supercell
-    template = Atoms(cell.numbers, cell.positions, cell=cell.cell, pbc=True)
-    forces = np.full(positions.shape, np.nan) if checkpoint is None else _resume(checkpoint, positions.shape)
+    atoms = Atoms(cell.numbers, cell.positions, cell=cell.cell, pbc=True)
+    forces = np.full(displacements.shape, np.nan) if checkpoint is None else _resume(checkpoint, displacements.shape)
     missing = np.flatnonzero(np.isnan(forces).any(axis=(1, 2)))
-    size = max(1, atoms_per_pass // len(template))
-    chunks = [missing[first : first + size] for first in range(0, len(missing), size)]
-    for rows in track(chunks, f"forces of {template.get_chemical_formula()}"):
-        batch = []
-        for row in rows:
-            atoms = template.copy()
-            atoms.positions = positions[row]
-            batch.append(atoms)
-        forces[rows] = model.evaluate(batch).forces
+    passes = Passes(model, atoms, atoms_per_pass)
+    left = track(missing, f"forces of {atoms.get_chemical_formula()}")
+    while rows := list(islice(left, passes.copies)):
+        forces[rows] = passes.forces(displacements[rows])
         if isinstance(forces, np.memmap):
             forces.flush()
     if not np.all(np.isfinite(forces)):
@@ -133,8 +135,8 @@ def force_constants(phonon: Phonopy, forces: np.ndarray) -> Hessian:
 class ReferencePhonons:
     """Γ modes of a supercell from its reference Hessian.
 
-    ``quality`` names: displacements, acoustic_residual_eV_per_A2, imaginary_modes (number below -0.1 meV),
-    imaginary_weight (their share of all modes), energy_lowest_meV.
+    ``quality`` names: displacements, acoustic_residual_eV_per_A2 and those of
+    :func:`~defectnet.phonons.modes.stability`.
     """
 
     modes: Modes
@@ -142,16 +144,12 @@ class ReferencePhonons:
     quality: dict[str, float]
 
 
-IMAGINARY_BELOW_meV = -0.1
-"""Modes between this and zero are soft, not unstable: float32 forces leave that much noise."""
-
-
 def reference_phonons(
     atoms: Atoms,
     expansion: np.ndarray,
     model: ForceModel,
     settings: Phonons,
-    atoms_per_pass: int,
+    atoms_per_pass: int | Literal["auto"],
     checkpoint: Path | None = None,
 ) -> ReferencePhonons:
     """Modes at Γ of the supercell ``expansion @ atoms.cell``; see :func:`setup` and :func:`evaluate_forces`.
@@ -163,12 +161,8 @@ def reference_phonons(
     hessian = force_constants(phonon, evaluate_forces(phonon, model, atoms_per_pass, checkpoint))
     symbols = list(phonon.supercell.symbols)
     modes = diagonalise(hessian.matrix, atomic_masses[phonon.supercell.numbers], symbols)
-    imaginary = modes.energies_meV < IMAGINARY_BELOW_meV
     quality = {
         "displacements": hessian.displacements,
         "acoustic_residual_eV_per_A2": hessian.acoustic_residual_eV_per_A2,
-        "imaginary_modes": int(imaginary.sum()),
-        "imaginary_weight": float(imaginary.mean()),
-        "energy_lowest_meV": float(modes.energies_meV[0]),
     }
-    return ReferencePhonons(modes, hessian, quality)
+    return ReferencePhonons(modes, hessian, quality | stability(modes))

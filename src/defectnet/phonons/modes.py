@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import eigh
 
 from defectnet.units import SQRT_EIGENVALUE_TO_MEV
+
+IMAGINARY_BELOW_meV = -0.1
+"""Modes between this and zero are soft, not unstable: float32 forces leave that much noise."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,41 @@ def diagonalise(hessian: np.ndarray, masses: np.ndarray, symbols: list[str]) -> 
     The three translations e_i ∝ sqrt(m_i) are removed exactly, so M = 3N - 3 (Born & Huang, §15).
     """
     n = len(masses)
-    root_mass = np.repeat(np.sqrt(masses), 3)
-    dynamical = hessian / np.outer(root_mass, root_mass)
-    dynamical = 0.5 * (dynamical + dynamical.T)
-    translations = (np.eye(3)[None] * np.sqrt(masses)[:, None, None]).reshape(3 * n, 3) / np.sqrt(masses.sum())
-    # An orthonormal basis of everything but the translations: the trailing columns of a full QR.
-    internal = np.linalg.qr(translations, mode="complete")[0][:, 3:]
-    eigenvalues, vectors = np.linalg.eigh(internal.T @ dynamical @ internal)
+    dynamical, internal = _without_translations(hessian, masses)
+    eigenvalues, vectors = np.linalg.eigh(dynamical)
     energies = np.sign(eigenvalues) * np.sqrt(np.abs(eigenvalues)) * SQRT_EIGENVALUE_TO_MEV
     share = ((internal @ vectors) ** 2).reshape(n, 3, -1).sum(axis=1)  # [N, M]
     elements = tuple(sorted(set(symbols)))
     names = np.array(symbols)
     weights = np.stack([share[names == element].sum(axis=0) for element in elements], axis=1)
     return Modes(energies, weights, elements)
+
+
+def _without_translations(hessian: np.ndarray, masses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """D = M^-1/2 H M^-1/2 in an orthonormal basis [3N, 3N - 3] of everything but the translations, and that basis."""
+    n = len(masses)
+    root_mass = np.repeat(np.sqrt(masses), 3)
+    dynamical = hessian / np.outer(root_mass, root_mass)
+    dynamical = 0.5 * (dynamical + dynamical.T)
+    translations = (np.eye(3)[None] * np.sqrt(masses)[:, None, None]).reshape(3 * n, 3) / np.sqrt(masses.sum())
+    # The trailing columns of a full QR.
+    internal = np.linalg.qr(translations, mode="complete")[0][:, 3:]
+    return internal.T @ dynamical @ internal, internal
+
+
+def lowest_mode(hessian: np.ndarray, masses: np.ndarray) -> np.ndarray:
+    """Displacements [N, 3] of the mode with the lowest eigenvalue, of norm 1; parameters as in :func:`diagonalise`."""
+    dynamical, internal = _without_translations(hessian, masses)
+    vector = eigh(dynamical, subset_by_index=(0, 0))[1]
+    displacements = (internal @ vector).reshape(-1, 3) / np.sqrt(masses)[:, None]
+    return displacements / np.linalg.norm(displacements)
+
+
+def stability(modes: Modes) -> dict[str, float]:
+    """imaginary_modes (number below :data:`IMAGINARY_BELOW_meV`), imaginary_weight (their share), energy_lowest_meV."""
+    imaginary = modes.energies_meV < IMAGINARY_BELOW_meV
+    return {
+        "imaginary_modes": int(imaginary.sum()),
+        "imaginary_weight": float(imaginary.mean()),
+        "energy_lowest_meV": float(modes.energies_meV[0]),
+    }

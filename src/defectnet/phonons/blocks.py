@@ -1,0 +1,85 @@
+"""Force constants between atoms of an infinite crystal, taken out of one supercell and folded into another.
+
+A supercell's Hessian sums over periodic images. Taking it apart assigns each block to the nearest pair of images
+(equally near ones share it, as phonopy does for its dynamical matrix); folding adds the blocks up again. Into the
+supercell they came from they fold exactly; into another one as well as the forces have died away at its boundary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from defectnet.phonons.crystal import TIE_A, Folding
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """P blocks of a symmetric Hessian; each pair of atoms stands once and implies its transpose.
+
+    first, second : [P, 4] addresses (p, l) of the two atoms, relative to an origin
+    values        : [P, 3, 3] in eV/Å²
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+    values: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def unfold(folding: Folding, origin: int, hessian: np.ndarray, tolerance: float) -> Blocks:
+    """Take a supercell's Hessian apart around the atom ``origin``, whose lattice vector becomes zero.
+
+    Parameters: ``hessian`` [3N, 3N] in eV/Å², symmetric; blocks whose largest entry is below ``tolerance`` (eV/Å²) are
+    left out, and what that takes from the acoustic sum of an atom is added to its own block (its symmetric part, so
+    that the Hessian stays symmetric). Of the images of a pair
+    (i, j), those with the smallest |r_i - r_j| are taken, and of these the ones with the smallest |r_i|² + |r_j|²,
+    r counted from the origin.
+    """
+    n = len(folding)
+    every = hessian.reshape(n, 3, n, 3).transpose(0, 2, 1, 3)
+    kept = (np.abs(every).max(axis=(2, 3)) >= tolerance) | np.eye(n, dtype=bool)
+    lost = np.where(kept[..., None, None], 0.0, every).sum(axis=1)
+    lost = 0.5 * (lost + lost.transpose(0, 2, 1))
+    positions = folding.atoms.positions
+    lattice = folding.lattice - folding.lattice[origin]
+    shifts, steps = folding.periods
+    first, second = np.nonzero(np.triu(kept))
+    parts = []
+    for chosen in np.array_split(np.arange(len(first)), len(first) // 20_000 + 1):
+        i, j = first[chosen], second[chosen]
+        bond, hop = folding.nearby(positions[j] - positions[i])
+        arm, leap = folding.nearby(positions[i] - positions[origin])
+        apart = np.linalg.norm(bond[:, None] + steps, axis=2)  # [C, 125]
+        pair, image = np.nonzero(apart <= apart.min(axis=1, keepdims=True) + TIE_A)
+        start = arm[pair][:, None] + steps  # [Q, 125, 3]
+        end = start + (bond[pair] + steps[image])[:, None]
+        extent = (start**2).sum(axis=2) + (end**2).sum(axis=2)
+        least = np.full(len(chosen), np.inf)
+        np.minimum.at(least, pair, extent.min(axis=1))
+        tie = 2 * TIE_A * np.sqrt(least[pair])  # of a sum of squares whose lengths differ by TIE_A
+        which, where = np.nonzero(extent <= (least[pair] + tie)[:, None])
+        owner = pair[which]
+        values = every[i[owner], j[owner]] + np.where((i == j)[owner, None, None], lost[i[owner]], 0.0)
+        share = np.bincount(owner, minlength=len(chosen))[owner]
+        here = lattice[i[owner]] + leap[owner] + shifts[where]
+        there = lattice[j[owner]] + leap[owner] + hop[owner] + shifts[where] + shifts[image[which]]
+        addresses = np.column_stack([folding.parent[i[owner]], here, folding.parent[j[owner]], there])
+        parts.append((addresses, values / share[:, None, None]))
+    addresses, values = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Blocks(addresses[:, :4], addresses[:, 4:], values)
+
+
+def fold(blocks: Blocks, folding: Folding, matrix: np.ndarray) -> None:
+    """Add blocks, transposes included, to the Hessian ``matrix`` [3N, 3N] of a supercell, in place."""
+    i = folding.index(blocks.first[:, 0], blocks.first[:, 1:])
+    j = folding.index(blocks.second[:, 0], blocks.second[:, 1:])
+    itself = (blocks.first == blocks.second).all(axis=1)
+    size = len(matrix)
+    axes = np.arange(3)
+    for a, b, values in ((i, j, blocks.values), (j[~itself], i[~itself], blocks.values[~itself].transpose(0, 2, 1))):
+        entries = (3 * a[:, None, None] + axes[:, None]) * size + 3 * b[:, None, None] + axes
+        matrix += np.bincount(entries.ravel(), values.ravel(), minlength=size * size).reshape(size, size)

@@ -1,0 +1,116 @@
+"""Hessian and relaxed structure of any arrangement of dopants, as a sum of single defects.
+
+H ≈ H_host + Σ_d g_d ΔH_d and u ≈ Σ_d g_d u_d, where g_d is the symmetry operation of the host that carries the
+representative site of the library to the actual one. Exact for defects far apart; what it misses is how near
+defects change each other. Masses are exact anyway, they enter later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+from ase import Atoms
+
+from defectnet.errors import PhysicsError
+from defectnet.phonons.blocks import Blocks, fold
+from defectnet.phonons.crystal import Folding, space_group
+from defectnet.supercells import Plan, apply
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One substitution in an otherwise perfect host, in terms of addresses relative to the substituted atom.
+
+    site          : the primitive atom that is replaced
+    dopant        : symbol of what replaces it
+    atoms         : [K, 4] addresses of displaced atoms
+    displacements : [K, 3] in Å, without rigid translation
+    blocks        : ΔH = H(defect) - H(host)
+    """
+
+    site: int
+    dopant: str
+    atoms: np.ndarray
+    displacements: np.ndarray
+    blocks: Blocks
+
+
+@dataclass(frozen=True)
+class Superposed:
+    """A doped supercell predicted from single defects.
+
+    atoms         : N atoms at their predicted relaxed positions
+    displacements : [N, 3] in Å from the sites of the host
+    hessian       : [3N, 3N] in eV/Å²
+    """
+
+    atoms: Atoms
+    displacements: np.ndarray
+    hessian: np.ndarray
+
+
+class Superposition:
+    """A host and its single defects, ready to be arranged in one supercell.
+
+    Parameters: relaxed ``primitive`` cell; integer ``matrix`` T of the supercell; ``force_constants`` [n, N, 3, 3] of
+    the pristine supercell in eV/Å², rows of the primitive cell's atoms; ``defects``, one per (site, dopant), where
+    site is the first of its symmetry-equivalent atoms.
+    """
+
+    def __init__(self, primitive: Atoms, matrix: np.ndarray, force_constants: np.ndarray, defects: Iterable[Defect]):
+        self.folding = Folding.of(primitive, matrix)
+        self.group = space_group(primitive)
+        self.primitive = primitive
+        self.hessian = self.folding.hessian(force_constants)
+        self.defects = {(defect.site, defect.dopant): defect for defect in defects}
+
+    def needs(self, plan: Plan) -> set[tuple[int, str]]:
+        """The (site, dopant) of every single defect that an arrangement is made of."""
+        sites = self.group.sites[self.folding.parent[list(plan.sites)]]
+        return set(zip(sites.tolist(), plan.dopants, strict=True))
+
+    @cached_property
+    def _operations(self) -> np.ndarray:
+        """[n] for each primitive atom the operation that carries its representative there.
+
+        Operations that keep the supercell come first: then even what wraps around its boundary is carried exactly.
+        """
+        kept = np.array([self.folding.kept_by(rotation) for rotation in self.group.rotations])
+        order = np.argsort(~kept, kind="stable")
+        sites = self.group.sites
+        arrives = self.group.images[order][:, sites] == np.arange(len(sites))
+        return order[arrives.argmax(axis=0)]
+
+    def __call__(self, plan: Plan) -> Superposed:
+        """The arrangement ``plan``. Raises :class:`PhysicsError` for a single defect that is not known."""
+        unknown = self.needs(plan) - set(self.defects)
+        if unknown:
+            told = ", ".join(f"{dopant} on site {site}" for site, dopant in sorted(unknown))
+            raise PhysicsError(f"single defects that are not in the library: {told}")
+        displacements = np.zeros((len(self.folding), 3))
+        hessian = self.hessian.copy()
+        for atom, dopant in zip(plan.sites, plan.dopants, strict=True):
+            parent = self.folding.parent[atom]
+            defect = self.defects[int(self.group.sites[parent]), dopant]
+            operation = self._operations[parent]
+            rotation = self.group.cartesian[operation]
+            origin = self.folding.lattice[atom] - self.group.shifts[operation, defect.site]
+            carried = partial(self._carried, operation, origin)
+            moved = carried(defect.atoms)
+            where = self.folding.index(moved[:, 0], moved[:, 1:])
+            np.add.at(displacements, where, defect.displacements @ rotation.T)
+            blocks = defect.blocks
+            turned = rotation @ blocks.values @ rotation.T
+            fold(Blocks(carried(blocks.first), carried(blocks.second), turned), self.folding, hessian)
+        displacements -= displacements.mean(axis=0)
+        atoms = apply(plan, self.folding.atoms)
+        atoms.positions += displacements
+        return Superposed(atoms, displacements, hessian)
+
+    def _carried(self, operation: int, origin: np.ndarray, addresses: np.ndarray) -> np.ndarray:
+        """Addresses [K, 4] around the representative defect, as they are around the actual one."""
+        atoms, lattice = self.group.carry(operation, addresses[:, 0], addresses[:, 1:])
+        return np.column_stack([atoms, lattice + origin])
