@@ -58,8 +58,10 @@ config: envs
 	$(MAIN)/defectnet config > config/config.yaml
 	$(MAIN)/defectnet config --schema > config/schema.json
 
+# Hours on two cores; finished parts are kept in results/bench/work.
 bench: envs
 	.venvs/sevennet/bin/python tests/bench/evaluation.py
+	.venvs/sevennet/bin/python tests/bench/phonons.py
 
 # Resolve the newest versions that pyproject.toml allows and pin them.
 lock:

@@ -169,6 +169,25 @@ def _plans(layout: Layout, batch: str) -> tuple[dict[str, Any], dict[str, str]]:
     return {host_id: HostPlan.from_dict(plan) for host_id, plan in made["plans"].items()}, made["failed"]
 
 
+def _manifest(layout: Layout, stage: str, batch: str) -> list[Any]:
+    from defectnet.records import read_manifest
+
+    return read_manifest(layout.batch(stage, batch))
+
+
+@app.command()
+def library(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Relax hosts and compute their single defects; runs in the potential's environment."""
+    from defectnet.batches import library_batch
+    from defectnet.records import RecordStore, write_manifest
+
+    settings, hosts, layout = _batch(config, batch)
+    plans, _ = _plans(layout, batch)
+    planned = [host for host in hosts if host.id in plans] if settings.needs_library else []
+    entries = library_batch(planned, plans, settings, RecordStore(layout.records))
+    write_manifest(layout.batch("library", batch), entries)
+
+
 @app.command()
 def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Relax hosts and doped supercells; runs in the potential's environment."""
@@ -179,7 +198,8 @@ def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
     plans, failed = _plans(layout, batch)
     planned = [host for host in hosts if host.id in plans]
     entries = [Entry(host_id, PRISTINE, "failed", reason=reason) for host_id, reason in failed.items()]
-    entries += relax_batch(planned, plans, settings, RecordStore(layout.records))
+    known = _manifest(layout, "library", batch)
+    entries += relax_batch(planned, plans, settings, RecordStore(layout.records), known)
     write_manifest(layout.batch("relax", batch), entries)
 
 
@@ -187,13 +207,26 @@ def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
 def phonons(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Compute phonon modes of everything that is relaxed; runs in the potential's environment."""
     from defectnet.batches import phonon_batch
-    from defectnet.records import RecordStore, read_manifest, write_manifest
+    from defectnet.records import RecordStore, write_manifest
 
     settings, _, layout = _batch(config, batch)
-    relaxations = read_manifest(layout.batch("relax", batch))
+    relaxations, known = (_manifest(layout, stage, batch) for stage in ("relax", "library"))
     plans, _ = _plans(layout, batch)
-    entries = phonon_batch(relaxations, plans, settings, RecordStore(layout.records))
+    entries = phonon_batch(relaxations, plans, settings, RecordStore(layout.records), known)
     write_manifest(layout.batch("phonons", batch), entries)
+
+
+@app.command()
+def superpose(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+    """Compare superposed with direct spectra and make many more; runs in the potential's environment."""
+    from defectnet.batches import superpose_batch
+    from defectnet.records import RecordStore, write_manifest
+
+    settings, _, layout = _batch(config, batch)
+    relaxations, computed, known = (_manifest(layout, stage, batch) for stage in ("relax", "phonons", "library"))
+    plans, _ = _plans(layout, batch)
+    entries = superpose_batch(relaxations, computed, plans, settings, RecordStore(layout.records), known)
+    write_manifest(layout.batch("superposed", batch), entries)
 
 
 @app.command()
@@ -203,7 +236,8 @@ def dataset(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     settings, hosts, layout = _run(config)
     doped, missing = aggregate(hosts, settings, layout)
-    log.info("%s: %d doped spectra; %d missing", layout.dataset, doped, len(missing))
+    told = ", ".join(f"{count} {fidelity.replace('_', ' ')}" for fidelity, count in doped.items())
+    log.info("%s: doped spectra: %s; %d missing", layout.dataset, told, len(missing))
     if missing:
         table = Table("host", "item", "status", "reason", title="missing work")
         for entry in missing[:50]:
@@ -300,7 +334,11 @@ def forget_failed(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     layout = Layout(Path(load_config(config).run.results))
     for path in sorted(layout.records.glob("*/*/*.h5")):
-        record = read_record(path)
+        try:
+            record = read_record(path)
+        except DefectnetError as error:  # found again and set aside when its stage runs
+            print(error)
+            continue
         if not record.done:
             path.unlink()
             print(f"{path}: forgotten: {record.header['reason']}")

@@ -66,8 +66,8 @@ class Hosts(Block):
 class Dopants(Block):
     """How dopants are recommended."""
 
-    n_type: int = Field(5, ge=0, le=20, description="Recommended n-type dopants per host.")
-    p_type: int = Field(5, ge=0, le=20, description="Recommended p-type dopants per host.")
+    n_type: int = Field(3, ge=0, le=20, description="Recommended n-type dopants per host.")
+    p_type: int = Field(3, ge=0, le=20, description="Recommended p-type dopants per host.")
     probability_min: float = Field(
         1e-3, gt=0, lt=1, description="Smallest Hautier substitution probability that is accepted."
     )
@@ -127,8 +127,9 @@ class Potential(Block):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
     dtype: Literal["float32", "float64"] = Field("float32", description="Floating-point type of the model.")
-    atoms_per_pass: int = Field(
-        32, ge=1, description="Atoms evaluated in one forward pass; few keep a CPU's cache warm, many fill a GPU."
+    atoms_per_pass: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="Most atoms of displaced copies in one forward pass; auto takes 32 on a CPU and fills a GPU.",
     )
     python: str = Field(
         ".venvs/sevennet/bin/python",
@@ -144,14 +145,58 @@ class Relaxation(Block):
     optimizer: Literal["LBFGS", "FIRE"] = Field("LBFGS", description="ASE optimiser.")
     host_cell: bool = Field(True, description="Relax the lattice of the pristine host as well as its positions.")
     doped_cell: bool = Field(False, description="Relax the lattice of doped supercells (off: dilute limit).")
+    start: Literal["unrelaxed", "superposed"] = Field(
+        "superposed",
+        description="Where doped supercells start: at the host's sites, or displaced as the single defects predict.",
+    )
 
 
 class Phonons(Block):
-    """Reference Hessians by finite differences."""
+    """Hessians of relaxed supercells: by finite differences, or superposed and refined by probing."""
 
     displacement_A: float = Field(0.01, gt=0, le=0.1, description="Length of the finite displacements.")
     symprec_A: float = Field(
         1e-3, gt=0, le=0.1, description="Tolerance of the symmetry search that saves displacements."
+    )
+    direct_per_host: int = Field(
+        2,
+        ge=0,
+        description="Doped supercells with Hessians by finite differences; superposition is compared with them.",
+    )
+    probes_max: int = Field(
+        48, ge=4, le=1000, description="Most Hessian-vector products spent on any other doped supercell."
+    )
+    probing_tolerance: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="Probing ends when what it leaves unexplained, as a share of what doping changed, is below.",
+    )
+    follow_imaginary: int = Field(
+        1, ge=0, le=5, description="How often an unstable mode of a doped supercell is followed downhill and relaxed."
+    )
+
+
+class Superposition(Block):
+    """Spectra from single defects, as many per host as training can use."""
+
+    superposed_per_host: int = Field(1000, ge=0, description="Superposed spectra per host; 0: none.")
+    mass_only_per_host: int = Field(
+        0, ge=0, description="Spectra per host with the host's force constants and the dopants' masses."
+    )
+    concentration_max: float = Field(
+        0.125, gt=0, le=1, description="Highest total concentration that is superposed, as a fraction."
+    )
+    tolerance_eV_per_A2: float = Field(
+        1e-3, ge=0, le=1, description="Smallest change of a force constant that is kept in the library."
+    )
+    error_max: float = Field(
+        0.25,
+        gt=0,
+        description="Largest median error of a host's superposed spectra, as a share of the doped-pristine signal.",
+    )
+    fallback_per_host: int = Field(
+        10, ge=0, description="Supercells that are relaxed and probed instead where superposition fails."
     )
 
 
@@ -180,7 +225,7 @@ class Training(Block):
         "published",
         description="published: network and axis of arXiv:2506.00725; absolute: same network, spectra block's axis.",
     )
-    epochs: int = Field(200, ge=1, description="Passes over the training spectra.")
+    epochs: int = Field(20, ge=1, description="Passes over the training spectra.")
     batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")
     learning_rate: float = Field(5e-4, gt=0, description="Adam step size.")
     validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
@@ -203,8 +248,15 @@ class Config(Block):
     potential: Potential = Potential()
     relaxation: Relaxation = Relaxation()
     phonons: Phonons = Phonons()
+    superposition: Superposition = Superposition()
     spectra: Spectra = Spectra()
     training: Training = Training()
+
+    @property
+    def needs_library(self) -> bool:
+        """Whether any stage makes use of single defects."""
+        probed = self.supercells.doped_per_host > self.phonons.direct_per_host
+        return self.superposition.superposed_per_host > 0 or self.relaxation.start == "superposed" or probed
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-RECORD_STAGES = ("relax", "phonons")
+RECORD_STAGES = ("library", "relax", "phonons", "superposed")
 """Stages whose results are records; each has a manifest per batch."""
 
 SPLITS = ("host", "row")
 """Kinds of train/test split that every run trains and reports."""
 
-FIGURES = ("spectra", "parity", "umap", "training", "quality", "hosts")
+FIGURES = ("spectra", "parity", "umap", "training", "quality", "fidelity", "hosts")
 """Names of the figures of the report."""
 
 
@@ -32,7 +32,7 @@ class Layout:
         return self.results / "records"
 
     def batch(self, stage: str, batch: str) -> Path:
-        """What one batch made in one stage: ``dopants``, ``supercells``, ``relax`` or ``phonons``."""
+        """What one batch made in one stage: ``dopants``, ``supercells`` or one of :data:`RECORD_STAGES`."""
         return self.results / stage / f"{batch}.json"
 
     @property

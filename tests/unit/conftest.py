@@ -51,11 +51,16 @@ def store(tmp_path) -> RecordStore:
 def evaluated(monkeypatch) -> list:
     """Every structure that the analytic potential evaluates from here on."""
     seen = []
-    original = MorsePairs.evaluate
+    evaluate_original, copies_original = MorsePairs.evaluate, MorsePairs.forces_of_displaced
 
     def evaluate(self, structures):
         seen.extend(atoms.copy() for atoms in structures)
-        return original(self, structures)
+        return evaluate_original(self, structures)
+
+    def forces_of_displaced(self, atoms, displacements):
+        seen.extend(atoms.copy() for _ in displacements)
+        return copies_original(self, atoms, displacements)
 
     monkeypatch.setattr(MorsePairs, "evaluate", evaluate)
+    monkeypatch.setattr(MorsePairs, "forces_of_displaced", forces_of_displaced)
     return seen

@@ -9,7 +9,7 @@ from ase.build import bulk
 from ase.data import atomic_masses, atomic_numbers
 from ase.neighborlist import neighbor_list
 
-from defectnet.config import Spectra
+from defectnet.config import Config, Spectra
 from defectnet.dataset.schema import HostEntry, MissingEntry, SpectrumEntry, write_dataset
 from defectnet.elements import PUBLISHED_VOCABULARY
 from defectnet.phonons.modes import Modes, diagonalise
@@ -92,7 +92,7 @@ def spectra(formulas: list[str], per_host: int, repeats: int, seed: int = 0):
                 "residual_force_eV_per_A": float(0.01 * rng.beta(4, 1.5)),
                 "n_imaginary": float(rng.poisson(0.15)),
                 "imaginary_weight": float(rng.exponential(2e-3) * (rng.random() < 0.15)),
-                "acoustic_residual": float(rng.lognormal(np.log(2e-3), 0.6)),
+                "acoustic_residual_eV_per_A2": float(rng.lognormal(np.log(2e-3), 0.6)),
                 "wall_s": float(rng.lognormal(3, 0.3)),
             }
             yield SpectrumEntry(
@@ -103,6 +103,28 @@ def spectra(formulas: list[str], per_host: int, repeats: int, seed: int = 0):
             )  # fmt: skip
 
 
+def comparisons(formulas: list[str], per_host: int, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
+    """What superposition could look like: good where doping is light, better in some hosts than in others."""
+    made = {}
+    for formula in formulas:
+        rng = np.random.default_rng([seed, *formula.encode()])
+        doping = rng.uniform(0.02, 0.12, per_host)
+        superposed = rng.uniform(0.5, 3.0) * doping * rng.lognormal(0, 0.2, per_host)
+        mass_only = rng.uniform(0.3, 1.0) * rng.lognormal(0, 0.15, per_host)
+        moved = 0.5 * doping * rng.lognormal(0, 0.3, per_host)
+        made[f"host-{formula}"] = {
+            "number": np.arange(per_host),
+            "total_doping": doping,
+            "superposed_l1": superposed,
+            "mass_only_l1": mass_only,
+            "superposed_w1_meV": superposed,
+            "mass_only_w1_meV": 2 * mass_only,
+            "displacement_mae_A": moved * superposed,
+            "displacement_mean_A": moved,
+        }
+    return made
+
+
 def make_dataset(path: Path, formulas: list[str], per_host: int, repeats: int = 1, **changes) -> str:
     """Write a dataset of spring crystals; ``changes`` replace arguments of :func:`write_dataset`."""
     arguments = {
@@ -111,6 +133,7 @@ def make_dataset(path: Path, formulas: list[str], per_host: int, repeats: int = 
         "settings": Spectra(energy_max_meV=120.0),
         "vocabulary": PUBLISHED_VOCABULARY,
         "missing": [MissingEntry("host-Si", "doped-7", "relax", "failed", "exploded")],
-        "provenance": {"config": "test"},
+        "provenance": {"config": Config().model_dump(mode="json")},
+        "comparisons": comparisons(formulas, 2),
     }
     return write_dataset(path, **arguments | changes)

@@ -1,24 +1,40 @@
 import json
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
-from ase.data import atomic_masses, chemical_symbols
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from fakes import exact_hessian
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defectnet.batches import PRISTINE, assign, atoms_of, phonon_batch, relax_batch, select_batch, structure_of
+from defectnet.batches import (
+    COMPARISON,
+    PRISTINE,
+    assign,
+    atoms_of,
+    library_batch,
+    modes_of,
+    phonon_batch,
+    relax_batch,
+    select_batch,
+    structure_of,
+    superpose_batch,
+)
+from defectnet.batches.library import read_library
 from defectnet.config import parse_config
 from defectnet.dataset.aggregate import aggregate
-from defectnet.dataset.schema import Dataset, content_digest
+from defectnet.dataset.schema import COMPARED, Dataset, content_digest
 from defectnet.dopants import recommend
 from defectnet.errors import InputError, PhysicsError, RecordError
 from defectnet.layout import Layout
 from defectnet.phonons.modes import diagonalise
+from defectnet.phonons.pdos import energy_edges, pdos
 from defectnet.potentials.analytic import MorsePairs
 from defectnet.potentials.base import Evaluation
-from defectnet.records import Record, RecordStore, read_manifest, read_record, write_atomically, write_manifest
+from defectnet.records import Entry, Record, RecordStore, read_manifest, read_record, write_atomically, write_manifest
 from defectnet.supercells import Plan, apply, expand, plan_host
 
 ITEMS = [PRISTINE, "doped-0", "doped-1"]
@@ -93,7 +109,14 @@ def broken(monkeypatch):
                 np.concatenate([result.stresses for result in results]),
             )
 
+        def forces_of_displaced(self, atoms, displacements):
+            copies = [atoms.copy() for _ in displacements]
+            for copy, displacement in zip(copies, displacements, strict=True):
+                copy.positions += displacement
+            return np.array(self.evaluate(copies).forces)
+
         monkeypatch.setattr(MorsePairs, "evaluate", evaluate)
+        monkeypatch.setattr(MorsePairs, "forces_of_displaced", forces_of_displaced)
 
     return install
 
@@ -420,18 +443,18 @@ def test_phonons_go_on_where_they_were_killed(copied, two, plans, config, monkey
     path = store.path("phonons", entry.host, entry.key)
     original = read_record(path)
     path.unlink()
-    counting = MorsePairs.evaluate
+    counting = MorsePairs.forces_of_displaced
     calls = []
 
-    def killed(self, structures):
+    def killed(self, atoms, displacements):
         calls.append(1)
         if len(calls) > 1:
             raise KeyboardInterrupt
-        return counting(self, structures)
+        return counting(self, atoms, displacements)
 
     slow = changed(config, potential={"atoms_per_pass": 16})
     with monkeypatch.context() as patch:
-        patch.setattr(MorsePairs, "evaluate", killed)
+        patch.setattr(MorsePairs, "forces_of_displaced", killed)
         with pytest.raises(KeyboardInterrupt):
             phonon_batch(relaxations, plans, slow, store)
     assert len(evaluated) == 1
@@ -488,21 +511,431 @@ def test_record_that_vanished_between_the_stages(copied, two, plans, config):
     assert again[:1] + again[2:] == phonons[:1] + phonons[2:]
 
 
+# --- single defects and superposition -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the stages made of some hosts."""
+
+    store: RecordStore
+    library: list[Entry]
+    relaxations: list[Entry]
+    phonons: list[Entry]
+    superposed: list[Entry]
+
+    def manifests(self):
+        return self.library, self.relaxations, self.phonons, self.superposed
+
+    def of(self, stage, host, item):
+        """The record of one item."""
+        entries = {"library": self.library, "relax": self.relaxations, "phonons": self.phonons}
+        entry = next(e for e in entries.get(stage, self.superposed) if (e.host, e.item) == (host, item))
+        return self.store.find(stage, host, entry.key)
+
+    def known(self, plan):
+        """The single defects of a host, read back."""
+        host = plan.host_id
+        relaxed, pristine = self.of("relax", host, PRISTINE), self.of("phonons", host, PRISTINE)
+        return read_library(self.store, relaxed, pristine, plan, self.library)
+
+
+def all_stages(hosts, plans, config, store):
+    library = library_batch(hosts, plans, config, store)
+    relaxations = relax_batch(hosts, plans, config, store, library)
+    phonons = phonon_batch(relaxations, plans, config, store, library)
+    return Run(
+        store, library, relaxations, phonons, superpose_batch(relaxations, phonons, plans, config, store, library)
+    )
+
+
+@pytest.fixture(scope="module")
+def cheap(config):
+    """One doped cell by finite differences, the other probed; few superposed spectra."""
+    superposition = {"superposed_per_host": 3, "mass_only_per_host": 2, "fallback_per_host": 1}
+    return changed(config, phonons={"direct_per_host": 1}, superposition=superposition)
+
+
+@pytest.fixture(scope="module")
+def arranged(plans):
+    """Two doped cells of two dopants in NaCl, where superposition works; KF is unstable and it does not."""
+    nacl = (Plan((6, 11), ("Mg", "S")), Plan((2, 13), ("Li", "S")))
+    return {"NaCl": replace(plans["NaCl"], plans=nacl), "KF": plans["KF"]}
+
+
+@pytest.fixture(scope="module")
+def complete(two, arranged, cheap, tmp_path_factory):
+    """Two hosts through all stages."""
+    return all_stages(two, arranged, cheap, RecordStore(tmp_path_factory.mktemp("complete") / "records"))
+
+
+@pytest.fixture
+def copied_run(complete, tmp_path):
+    """The same in a folder of its own."""
+    return replace(complete, store=copy_records(complete.store, tmp_path / "copy"))
+
+
+def superpose_again(run, plans, config):
+    return superpose_batch(run.relaxations, run.phonons, plans, config, run.store, run.library)
+
+
+def test_library_holds_every_single_defect(complete, arranged, model):
+    assert [(e.host, e.item, e.status) for e in complete.library] == [
+        ("NaCl", "S@Cl1", "done"),
+        ("NaCl", "Li@Na0", "done"),
+        ("NaCl", "Mg@Na0", "done"),
+        ("KF", "O@F1", "done"),
+        ("KF", "Na@K0", "done"),
+        ("KF", "Ca@K0", "done"),
+    ]
+    known = complete.known(arranged["NaCl"])
+    pristine = structure_of(complete.of("relax", "NaCl", PRISTINE))
+    cell = expand(pristine, arranged["NaCl"].matrix)
+    for entry in complete.library[:3]:
+        record = complete.of("library", "NaCl", entry.item)
+        relaxed = structure_of(record)
+        dopant, site = record.header["dopant"], record.header["site"]
+        changed_atoms = np.flatnonzero(relaxed.numbers != cell.atoms.numbers)
+        assert [relaxed.symbols[atom] for atom in changed_atoms] == [dopant]
+        assert cell.parent[changed_atoms] == [site]
+        assert record.header["quality"]["converged"] == 1
+        # In the supercell that it comes from, a single defect is what was computed there.
+        superposed = known.superpose(Plan(tuple(changed_atoms.tolist()), (dopant,)))
+        moved = relaxed.positions - cell.atoms.positions
+        np.testing.assert_allclose(superposed.displacements, moved - moved.mean(axis=0), atol=1e-6)
+        exact = exact_hessian(model, relaxed)
+        assert np.linalg.norm(superposed.hessian - exact) < 0.01 * np.linalg.norm(exact)
+
+
+def test_second_call_of_all_stages_computes_nothing(copied_run, two, arranged, cheap, evaluated, monkeypatch):
+    before = {path: path.read_bytes() for path in copied_run.store.root.rglob("*.h5")}
+    monkeypatch.setattr("defectnet.potentials.load", lambda settings: pytest.fail("loaded"))
+    again = all_stages(two, arranged, cheap, copied_run.store)
+    assert again.manifests() == copied_run.manifests()
+    assert evaluated == []
+    assert {path: path.read_bytes() for path in copied_run.store.root.rglob("*.h5")} == before
+
+
+@pytest.mark.parametrize(
+    ("blocks", "kept"),
+    [
+        (
+            {
+                "run": {"seed": 1},
+                "superposition": {"superposed_per_host": 7, "error_max": 0.9, "concentration_max": 0.1},
+                "spectra": {"sigma_meV": 2.0},
+                "relaxation": {"start": "unrelaxed", "doped_cell": True, "steps_max": 400},
+                "phonons": {"direct_per_host": 2, "probes_max": 20, "probing_tolerance": 0.3, "follow_imaginary": 0},
+            },
+            True,
+        ),
+        ({"superposition": {"tolerance_eV_per_A2": 0.01}}, False),
+        ({"phonons": {"displacement_A": 0.02}}, False),
+        ({"relaxation": {"fmax_eV_per_A": 0.02}}, False),
+    ],
+    ids=["what cannot matter", "tolerance", "displacement", "fmax"],
+)
+def test_keys_of_single_defects(copied_run, two, arranged, cheap, blocks, kept, evaluated):
+    one = {"NaCl": replace(arranged["NaCl"], candidates=arranged["NaCl"].candidates[:1])}
+    (entry,) = library_batch(two[:1], one, changed(cheap, **blocks), copied_run.store)
+    assert (entry == copied_run.library[0]) == (not evaluated) == kept
+    assert entry.item == "S@Cl1" and entry.status == "done"
+
+
+def test_only_a_deleted_single_defect_is_computed_again(copied_run, two, arranged, cheap, evaluated):
+    lost = copied_run.library[1]
+    path = copied_run.store.path("library", lost.host, lost.key)
+    original = read_record(path)
+    path.unlink()
+    assert library_batch(two, arranged, cheap, copied_run.store) == copied_run.library
+    quality = original.header["quality"]
+    assert len(evaluated) == quality["relax_evaluations"] + quality["displacements"]
+    for name, array in original.arrays.items():
+        np.testing.assert_array_equal(read_record(path).arrays[name], array)
+
+
+def test_no_single_defects_without_a_pristine_host(complete, two, arranged, cheap, tmp_path, broken):
+    store = copy_records(complete.store, tmp_path / "records", "KF")
+    broken(is_host("Na", "Cl"), not_finite)
+    run = all_stages(two, arranged, cheap, store)
+    assert [(e.host, e.item, e.status) for e in run.library[:1]] == [("NaCl", "defects", "skipped")]
+    assert run.library[0].reason.startswith("pristine host: PhysicsError: relaxation exploded")
+    assert [e.status for e in run.relaxations[:3]] == ["failed", "skipped", "skipped"]
+    assert {e.host for e in run.superposed} == {"KF"}
+    # The other host does not notice.
+    kept = [[e for e in entries if e.host == "KF"] for entries in complete.manifests()]
+    assert [[e for e in entries if e.host == "KF"] for entries in run.manifests()] == kept
+
+
+def test_a_single_defect_that_fails_stops_no_other(copied_run, two, arranged, cheap, broken):
+    store = copied_run.store
+    store.path("library", "NaCl", copied_run.library[1].key).unlink()  # that of Li
+    for path in store.root.glob("superposed/NaCl/*.h5"):
+        path.unlink()
+    broken(lambda atoms: atoms.symbols.count("Li") == 1 and "S" not in atoms.symbols, not_finite)
+    run = all_stages(two[:1], arranged, cheap, store)
+    assert [e.status for e in run.library] == ["done", "failed", "done"]
+    assert "not finite" in run.library[1].reason
+    # A cell that needs it starts at the host's sites, gets all force constants, and is superposed no more.
+    relaxed = run.of("relax", "NaCl", "doped-1").header["quality"]
+    assert "warm" not in relaxed and relaxed["converged"] == 1
+    assert run.of("phonons", "NaCl", "doped-1").header["fidelity"] == "direct"
+    assert run.relaxations[:2] == copied_run.relaxations[:2]
+    superposed = run.of("superposed", "NaCl", "superposed-0")
+    assert "Li" not in superposed.header["elements"]
+    assert len(superposed.arrays["energies_meV"]) == cheap.superposition.superposed_per_host
+
+
+def test_relaxations_start_where_single_defects_predict(complete, finished, arranged):
+    warm = complete.of("relax", "NaCl", "doped-0").header["quality"]
+    assert warm["warm"] == 1
+    entry = finished[1][1]
+    assert (entry.host, entry.item) == ("NaCl", "doped-0")
+    cold = finished[0].find("relax", "NaCl", entry.key)
+    assert complete.relaxations[1].key != entry.key
+    assert "warm" not in cold.header["quality"]
+    # The same minimum, reached in fewer evaluations; both start, on record, from the host's sites.
+    assert warm["energy_eV_per_atom"] == pytest.approx(cold.header["quality"]["energy_eV_per_atom"], abs=1e-4)
+    assert warm["relax_evaluations"] < cold.header["quality"]["relax_evaluations"]
+    start = complete.of("relax", "NaCl", "doped-0").arrays["start_positions"]
+    np.testing.assert_array_equal(start, cold.arrays["start_positions"])
+
+
+def test_keys_of_relaxations_depend_on_the_single_defects_they_use(copied_run, two, arranged, cheap):
+    """In NaCl, doped-0 is made of Mg and S, doped-1 of Li and S."""
+    without_li = [e for e in copied_run.library if not e.item.startswith("Li")]
+    again = relax_batch(two[:1], arranged, cheap, copied_run.store, without_li)
+    assert [new == old for new, old in zip(again, copied_run.relaxations, strict=False)] == [True, True, False]
+    assert again[2].status == "done"
+
+
+def test_unrelaxed_start_ignores_the_library(finished, copied_run, two, plans, config, tmp_path, evaluated):
+    store = copy_records(finished[0], tmp_path / "records")
+    unrelaxed = changed(config, relaxation={"start": "unrelaxed"})
+    assert relax_batch(two, plans, unrelaxed, store, copied_run.library) == finished[1]
+    assert evaluated == []
+
+
+def broadened(record, config):
+    return pdos(modes_of(record), energy_edges(config.spectra), config.spectra.sigma_meV)
+
+
+def test_probed_phonons_are_close_to_direct_ones(copied_run, arranged, cheap):
+    fidelities = [copied_run.of("phonons", "NaCl", item).header["fidelity"] for item in ITEMS]
+    assert fidelities == ["direct", "direct", "probed"]
+    probed = copied_run.of("phonons", "NaCl", "doped-1")
+    assert probed.header["quality"]["probing_error"] <= cheap.phonons.probing_tolerance
+    assert probed.header["quality"]["warm"] == 1  # the quality of the relaxation is repeated
+    all_direct = changed(cheap, phonons={"direct_per_host": 2})
+    again = phonon_batch(copied_run.relaxations[:3], arranged, all_direct, copied_run.store, copied_run.library)
+    assert [new == old for new, old in zip(again, copied_run.phonons, strict=False)] == [True, True, False]
+    direct = copied_run.store.find("phonons", "NaCl", again[2].key)
+    assert direct.header["fidelity"] == "direct"
+    spectra = [broadened(r, cheap) for r in (probed, direct, copied_run.of("phonons", "NaCl", PRISTINE))]
+    assert np.abs(spectra[0] - spectra[1]).sum() < 0.1 * np.abs(spectra[1] - spectra[2]).sum()
+
+
+def test_direct_where_probing_misses_its_tolerance(copied_run, arranged, cheap):
+    strict = changed(cheap, phonons={"probing_tolerance": 1e-9, "probes_max": 12})
+    again = phonon_batch(copied_run.relaxations[:3], arranged, strict, copied_run.store, copied_run.library)
+    assert again[:2] == copied_run.phonons[:2]  # they are direct anyway
+    record = copied_run.store.find("phonons", "NaCl", again[2].key)
+    assert record.header["fidelity"] == "direct"
+    quality = record.header["quality"]
+    assert quality["probing_error"] > 1e-9
+    assert quality["force_evaluations"] == 2 * quality["probes"] + quality["displacements"]
+
+
+def test_comparison_of_superposed_with_direct_spectra(complete, arranged, cheap):
+    plan = arranged["NaCl"].plans[0]
+    compared = complete.of("superposed", "NaCl", COMPARISON).arrays
+    assert compared.keys() == set(COMPARED)
+    assert compared["number"].tolist() == [0]
+    assert compared["total_doping"].tolist() == [2 / 16]
+    known = complete.known(arranged["NaCl"]).superpose
+    superposed = known(plan)
+    masses, symbols = superposed.atoms.get_masses(), list(superposed.atoms.symbols)
+    edges, sigma = energy_edges(cheap.spectra), cheap.spectra.sigma_meV
+    direct, pristine = (broadened(complete.of("phonons", "NaCl", item), cheap) for item in ("doped-0", PRISTINE))
+    for name, hessian in (("superposed_l1", superposed.hessian), ("mass_only_l1", known.hessian)):
+        density = pdos(diagonalise(hessian, masses, symbols), edges, sigma)
+        share = np.abs(density - direct).sum() / np.abs(direct - pristine).sum()
+        assert compared[name][0] == pytest.approx(share, rel=1e-3)
+    relaxed = complete.of("relax", "NaCl", "doped-0").arrays
+    moved = relaxed["positions"] - relaxed["start_positions"]
+    moved -= moved.mean(axis=0)
+    assert compared["displacement_mean_A"][0] == pytest.approx(np.abs(moved).mean(), rel=1e-6)
+    assert compared["displacement_mae_A"][0] == pytest.approx(np.abs(moved - superposed.displacements).mean(), rel=1e-6)
+    assert compared["superposed_l1"][0] < 0.1 < compared["mass_only_l1"][0]
+
+
+@pytest.mark.parametrize("fidelity", ["superposed", "mass_only"])
+def test_spectra_of_single_defects(complete, arranged, cheap, fidelity):
+    record = complete.of("superposed", "NaCl", f"{fidelity}-0")
+    arrays, elements = record.arrays, record.header["elements"]
+    assert record.header["fidelity"] == fidelity
+    assert len(arrays["energies_meV"]) == getattr(cheap.superposition, f"{fidelity}_per_host")
+    np.testing.assert_allclose(arrays["weights"].sum(axis=2), 1, atol=1e-5)
+    superpose = complete.known(arranged["NaCl"]).superpose
+    for row, (sites, numbers) in enumerate(zip(arrays["sites"], arrays["dopants"], strict=True)):
+        drawn = Plan(tuple(sites[sites >= 0].tolist()), tuple(chemical_symbols[n] for n in numbers[sites >= 0]))
+        hessian = superpose(drawn).hessian if fidelity == "superposed" else superpose.hessian
+        doped = apply(drawn, superpose.folding.atoms)
+        modes = diagonalise(hessian, doped.get_masses(), list(doped.symbols))
+        np.testing.assert_allclose(arrays["energies_meV"][row], modes.energies_meV, rtol=1e-4, atol=1e-3)
+        given = {e: float(c) for e, c in zip(elements, arrays["concentrations"][row], strict=True) if c > 0}
+        assert given == pytest.approx(drawn.concentrations(16))
+        assert sum(given.values()) <= cheap.superposition.concentration_max
+    assert len(np.unique(arrays["energies_meV"], axis=0)) == len(arrays["energies_meV"])
+
+
+def test_fidelities_see_the_same_arrangements(complete):
+    """So that what masses alone explain can be told from the rest."""
+    superposed, mass_only = (
+        complete.of("superposed", "NaCl", f"{kind}-0").arrays for kind in ("superposed", "mass_only")
+    )
+    count = len(mass_only["sites"])
+    for name in ("sites", "dopants"):
+        np.testing.assert_array_equal(superposed[name][:count], mass_only[name])
+
+
+def test_more_superposed_spectra_keep_full_records(copied_run, arranged, cheap, monkeypatch):
+    monkeypatch.setattr("defectnet.batches.superposed.SPECTRA_PER_RECORD", 2)
+    run = replace(copied_run, relaxations=copied_run.relaxations[:3])
+    superposed = {}
+    for count in (3, 5):
+        more = changed(cheap, superposition={"superposed_per_host": count})
+        entries = [e for e in superpose_again(run, arranged, more) if e.item.startswith("superposed")]
+        superposed[count] = entries
+        assert [e.item for e in entries] == [f"superposed-{k}" for k in range(len(entries))]
+        lengths = [len(run.store.find("superposed", "NaCl", e.key).arrays["energies_meV"]) for e in entries]
+        assert lengths == [2] * (count // 2) + [1]
+    assert superposed[5][0] == superposed[3][0]
+    # An arrangement depends on its number alone, not on which record it is in.
+    whole = copied_run.of("superposed", "NaCl", "superposed-0").arrays["sites"]
+    parts = [run.store.find("superposed", "NaCl", e.key).arrays["sites"] for e in superposed[5]]
+    rows = [row[row >= 0].tolist() for part in parts for row in part]
+    assert rows[:3] == [row[row >= 0].tolist() for row in whole]
+
+
+def test_superposed_arrangements_follow_seed_and_highest_concentration(copied_run, arranged, cheap, evaluated):
+    run = replace(copied_run, relaxations=copied_run.relaxations[:3])
+    original = copied_run.of("superposed", "NaCl", "superposed-0").arrays
+    for blocks in ({"run": {"seed": 1}}, {"superposition": {"concentration_max": 0.07}}):
+        entries = superpose_again(run, arranged, changed(cheap, **blocks))
+        again = run.store.find("superposed", "NaCl", entries[-1].key).arrays
+        assert not np.array_equal(again["sites"], original["sites"])
+        assert entries[0] == copied_run.superposed[0]  # the comparison
+    np.testing.assert_allclose(again["concentrations"].sum(axis=1), 1 / 16)  # all that 7 % leave room for
+    assert evaluated == []
+
+
+def test_where_no_arrangement_fits_the_others_go_on(copied_run, arranged, cheap):
+    entries = superpose_again(copied_run, arranged, changed(cheap, superposition={"concentration_max": 0.05}))
+    assert [(e.host, e.item, e.status) for e in entries] == [
+        ("NaCl", COMPARISON, "done"),
+        ("NaCl", "mass_only-0", "failed"),
+        ("NaCl", "superposed-0", "failed"),
+        ("KF", COMPARISON, "done"),
+        ("KF", "mass_only-0", "failed"),
+        ("KF", "probed-0", "skipped"),
+    ]
+    assert all("no dopant fits into 16 atoms" in e.reason for e in entries if e.status != "done")
+
+
+def test_hosts_that_superposition_fails_get_probed_cells(copied_run, arranged, cheap):
+    items = [e.item for e in copied_run.superposed if e.host == "KF"]
+    assert items == [COMPARISON, "mass_only-0", "probed-0"]
+    error = copied_run.of("superposed", "KF", COMPARISON).arrays["superposed_l1"]
+    assert np.median(error) > cheap.superposition.error_max
+    record = copied_run.of("superposed", "KF", "probed-0")
+    assert record.header["fidelity"] in ("probed", "direct")
+    assert record.header["quality"]["converged"] == 1
+    assert 0 < sum(record.header["concentrations"].values()) <= 0.125
+    patient = changed(cheap, superposition={"error_max": 10.0})
+    again = superpose_again(replace(copied_run, relaxations=copied_run.relaxations[3:]), arranged, patient)
+    assert [e.item for e in again] == [COMPARISON, "mass_only-0", "superposed-0"]
+    assert again[:2] == [e for e in copied_run.superposed if e.host == "KF"][:2]
+
+
+def test_nothing_is_superposed_without_a_library(copied_run, arranged, cheap, evaluated):
+    run = replace(copied_run, library=[])
+    entries = superpose_again(run, arranged, cheap)
+    assert [(e.host, e.item) for e in entries] == [(h, i) for h in ("NaCl", "KF") for i in (COMPARISON, "mass_only-0")]
+    assert len(run.store.find("superposed", "NaCl", entries[0].key).arrays["superposed_l1"]) == 0
+    assert evaluated == []
+
+
+def test_comparison_without_its_direct_record_is_not_remembered(copied_run, arranged, cheap):
+    store = copied_run.store
+    store.path("superposed", "NaCl", copied_run.superposed[0].key).unlink()
+    lost = store.path("phonons", "NaCl", copied_run.phonons[1].key)
+    lost.unlink()
+    with pytest.raises(RecordError, match=rf"{lost.name}: gone; run `defectnet phonons` again"):
+        superpose_again(copied_run, arranged, cheap)
+    assert not store.path("superposed", "NaCl", copied_run.superposed[0].key).exists()
+
+
 # --- dataset ------------------------------------------------------------------------------------------------------
 
 
+def test_dataset_holds_every_fidelity(complete, two, arranged, cheap, tmp_path):
+    copy_records(complete.store, tmp_path / "records")
+    layout = Layout(tmp_path)
+    write_plans(layout, "batch-00000", arranged)
+    for stage, entries in (("phonons", complete.phonons), ("superposed", complete.superposed)):
+        write_manifest(layout.batch(stage, "batch-00000"), entries)
+    number, missing = aggregate(two, changed(cheap, hosts={"per_batch": 2}), layout)
+    assert missing == []
+    with Dataset(layout.dataset) as dataset:
+        spectra = dataset.spectra
+        assert Counter(np.array(spectra.fidelity)[dataset.doped].tolist()) == number
+        assert number["superposed"] == 3 and number["mass_only"] == 4
+        assert number["direct"] + number["probed"] == 5
+        assert [name for name in spectra.id if "superposed" in name] == [f"NaCl/superposed-0-{row}" for row in range(3)]
+        assert [name for name in spectra.id if "probed" in name] == ["KF/probed-0"]
+        assert len(set(spectra.potential)) == len(set(spectra.potential_digest)) == 1
+        # The grid covers all modes, so every spectrum integrates to 1.
+        np.testing.assert_allclose(spectra.pdos @ np.diff(dataset.edges_meV), 1, atol=1e-4)
+        record = complete.of("superposed", "NaCl", "superposed-0")
+        key = next(e.key for e in complete.superposed if e.item == "superposed-0")
+        for row in range(3):
+            place = spectra.id.index(f"NaCl/superposed-0-{row}")
+            assert spectra.record_digest[place] == key
+            assert spectra.n_atoms[place] == 16
+            assert spectra.quality["imaginary_modes"][place] == record.arrays["imaginary_modes"][row]
+            columns = [atomic_numbers[element] - 1 for element in record.header["elements"]]
+            np.testing.assert_allclose(
+                spectra.concentrations[place][columns], record.arrays["concentrations"][row], atol=1e-9
+            )
+            modes = dataset.modes(place)
+            np.testing.assert_allclose(modes.energies_meV, record.arrays["energies_meV"][row], rtol=1e-6)
+            np.testing.assert_allclose(modes.weights.sum(axis=1), 1, atol=1e-5)  # no element that is present is lost
+        assert dataset.comparison["host"].tolist() == [0, 1]
+        for place, host in enumerate(("NaCl", "KF")):
+            arrays = complete.of("superposed", host, COMPARISON).arrays
+            assert {name: dataset.comparison[name][place] for name in COMPARED} == {
+                name: arrays[name][0] for name in COMPARED
+            }
+
+
+def write_plans(layout, batch, plans):
+    content = {"plans": {host_id: one.to_dict() for host_id, one in plans.items()}, "failed": {}}
+    write_atomically(layout.batch("supercells", batch), json.dumps(content).encode())
+
+
 def run(hosts, config, folder):
-    """All stages of a run behind the dopants, as the commands do them."""
+    """All stages of a run behind the dopants, as the commands do them, without single defects."""
     layout = Layout(folder)
     store = RecordStore(layout.records)
     for batch, members in assign([host.id for host in hosts], config.hosts.per_batch).items():
         chosen = [host for host in hosts if host.id in members]
         plans = {host.id: plan(host, config) for host in chosen}
-        content = {"plans": {host_id: one.to_dict() for host_id, one in plans.items()}, "failed": {}}
-        write_atomically(layout.batch("supercells", batch), json.dumps(content).encode())
+        write_plans(layout, batch, plans)
         relaxations, phonons = both(chosen, plans, config, store)
         write_manifest(layout.batch("relax", batch), relaxations)
         write_manifest(layout.batch("phonons", batch), phonons)
+        write_manifest(layout.batch("superposed", batch), [])
     return layout
 
 
@@ -514,7 +947,7 @@ def test_dataset_holds_what_is_finished_and_names_the_rest(hosts, finished, conf
     hosts = [hosts[0], hosts[2], hosts[1]]
     layout = run(hosts, config, tmp_path)
     number, missing = aggregate(hosts, config, layout)
-    assert number == 4
+    assert number == {"direct": 4}
     assert [(m.host, m.item, m.status) for m in missing] == [("CaS", item, "skipped") for item in ITEMS]
     assert all("not finite" in m.reason for m in missing)
     table = [line.split("\t") for line in layout.missing.read_text().splitlines()]
@@ -548,7 +981,7 @@ def test_host_without_a_pristine_spectrum_is_left_out(two, finished, config, tmp
         layout.batch("phonons", "KF"), [replace(entries[0], status="failed", reason="unlucky"), *entries[1:]]
     )
     number, missing = aggregate(two, config, layout)
-    assert number == 2
+    assert number == {"direct": 2}
     no_host = "its host has no pristine spectrum"
     assert [(m.item, m.reason) for m in missing] == list(zip(ITEMS, ["unlucky", no_host, no_host], strict=True))
     with Dataset(layout.dataset) as dataset:
@@ -577,21 +1010,21 @@ def test_nothing_finished(hosts, config, tmp_path, broken):
     assert not layout.dataset.exists()
 
 
-def test_two_potentials_are_not_mixed(two, plans, config, copied, tmp_path):
+@pytest.mark.parametrize("number", [1, 4], ids=["first host", "other host"])
+def test_two_potentials_are_not_mixed(two, plans, config, copied, tmp_path, number):
     store, _, phonons = copied
     layout = Layout(tmp_path)
     for host in two:
-        mine = [e for e in phonons if e.host == host.id]
-        content = {"plans": {host.id: plans[host.id].to_dict()}, "failed": {}}
-        write_atomically(layout.batch("supercells", host.id), json.dumps(content).encode())
-        write_manifest(layout.batch("phonons", host.id), mine)
+        write_plans(layout, host.id, {host.id: plans[host.id]})
+        write_manifest(layout.batch("phonons", host.id), [e for e in phonons if e.host == host.id])
+        write_manifest(layout.batch("superposed", host.id), [])
     aggregate(two, config, layout)
-    foreign = phonons[4]
+    foreign = phonons[number]
     record = store.find("phonons", foreign.host, foreign.key)
     header = json.loads(json.dumps(record.header))
     header["potential"]["weights"] = "0" * 64
     store.save("phonons", foreign.host, foreign.key, Record(header, record.arrays))
-    with pytest.raises(RecordError, match=r"KF doped-0: .*one potential"):
+    with pytest.raises(RecordError, match=rf"{foreign.host} doped-0: .*one potential"):
         aggregate(two, config, layout)
 
 
@@ -600,9 +1033,9 @@ def test_record_that_vanished_before_the_dataset(two, plans, config, copied, tmp
     store, _, phonons = copied
     layout = Layout(tmp_path)
     for host in two:
-        content = {"plans": {host.id: plans[host.id].to_dict()}, "failed": {}}
-        write_atomically(layout.batch("supercells", host.id), json.dumps(content).encode())
+        write_plans(layout, host.id, {host.id: plans[host.id]})
         write_manifest(layout.batch("phonons", host.id), [e for e in phonons if e.host == host.id])
+        write_manifest(layout.batch("superposed", host.id), [])
     path = store.path("phonons", phonons[2].host, phonons[2].key)
     if how == "gone":
         path.unlink()
@@ -613,7 +1046,7 @@ def test_record_that_vanished_before_the_dataset(two, plans, config, copied, tmp
     assert not layout.dataset.exists()
 
 
-@pytest.mark.parametrize("stage", ["supercells", "phonons"])
+@pytest.mark.parametrize("stage", ["supercells", "phonons", "superposed"])
 def test_missing_manifest_is_named(hosts, finished, config, tmp_path, stage):
     copy_records(finished[0], tmp_path / "records")
     layout = run(hosts[:1], config, tmp_path)

@@ -263,7 +263,7 @@ def other_values(value, allowed):
     if isinstance(value, int | float):
         return [value + 1, value - 1, value * 0.9, value * 1.1]
     if isinstance(value, str | None):
-        return [*allowed, f"{value}x"]
+        return [*allowed, f"{value}x", 1]  # a number in place of auto
     return [["Si", "Ge", "B"], {"Si": {"Si": ["B"]}}]
 
 

@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from synthetic import host_entry, make_dataset, spectra, supercell_modes
+from synthetic import comparisons, host_entry, make_dataset, spectra, supercell_modes
 
-from defectnet.config import Spectra
+from defectnet.config import Config, Spectra
 from defectnet.dataset.samples import Axis, host_edges, intensity, load_samples, sample_mask
-from defectnet.dataset.schema import Dataset, HostEntry, MissingEntry, content_digest
+from defectnet.dataset.schema import COMPARED, SCHEMA_VERSION, Dataset, HostEntry, MissingEntry, content_digest
 from defectnet.dataset.splits import host_groups, split
 from defectnet.elements import element_amounts
 from defectnet.errors import InputError, RecordError
@@ -40,7 +40,7 @@ def test_round_trip(path):
         assert element_amounts(data.hosts.composition[1]) == {"Ga": 0.5, "As": 0.5}
         assert set(element_amounts(data.hosts.candidates[1])) == set(host_entry("GaAs").candidates)
         assert data.missing == [MissingEntry("host-Si", "doped-7", "relax", "failed", "exploded")]
-        assert data.provenance == {"config": "test"}
+        assert data.provenance == {"config": Config().model_dump(mode="json")}
         assert data.settings == Spectra(energy_max_meV=120.0)
         assert len(data.doped) == len(FORMULAS) * PER_HOST
         for row, entry in enumerate(entries):
@@ -88,6 +88,23 @@ def test_digest_follows_content_but_not_provenance(path, tmp_path):
     assert make_dataset(other, FORMULAS, PER_HOST, spectra=changed) != content_digest(path)
 
 
+def test_comparisons_are_part_of_the_content(path, tmp_path):
+    written = comparisons(FORMULAS, 2)
+    with Dataset(path) as data:
+        np.testing.assert_array_equal(data.comparison["host"], np.repeat(np.arange(len(FORMULAS)), 2))
+        for name in COMPARED:
+            expected = np.concatenate([written[host][name] for host in data.hosts.id])
+            np.testing.assert_array_equal(data.comparison[name], expected)
+    other = tmp_path / "other.h5"
+    assert make_dataset(other, FORMULAS, PER_HOST, comparisons=comparisons(FORMULAS, 1)) != content_digest(path)
+    fewer = {"host-NaCl": written["host-NaCl"]}  # hosts without a comparison have no row
+    make_dataset(other, FORMULAS, PER_HOST, comparisons=fewer)
+    with Dataset(other) as data:
+        assert data.comparison["host"].tolist() == [3, 3]
+    with pytest.raises(InputError, match="host-X is not among the hosts"):
+        make_dataset(other, FORMULAS, PER_HOST, comparisons={"host-X": written["host-Si"]})
+
+
 def test_edited_value_changes_recomputed_digest(path, tmp_path):
     edited = tmp_path / "edited.h5"
     edited.write_bytes(path.read_bytes())
@@ -99,10 +116,12 @@ def test_edited_value_changes_recomputed_digest(path, tmp_path):
 
 def test_empty_pieces(tmp_path):
     """A pristine spectrum alone, nothing missing: written and read like any other."""
-    make_dataset(tmp_path / "d.h5", ["Si"], 0, missing=[])
+    make_dataset(tmp_path / "d.h5", ["Si"], 0, missing=[], comparisons=None)
     with Dataset(tmp_path / "d.h5") as data:
         assert len(data.doped) == 0
         assert data.missing == []
+        assert data.comparison.keys() == {"host", *COMPARED}
+        assert all(len(column) == 0 for column in data.comparison.values())
         assert len(load_samples(data, Axis("host"))) == 0
 
 
@@ -128,8 +147,8 @@ def test_other_files_are_refused(path, tmp_path):
     newer = tmp_path / "newer.h5"
     newer.write_bytes(path.read_bytes())
     with h5py.File(newer, "r+") as file:
-        file.attrs["schema_version"] = 2
-    with pytest.raises(RecordError, match="schema version 2, this package reads 1"):
+        file.attrs["schema_version"] = SCHEMA_VERSION + 1
+    with pytest.raises(RecordError, match=f"version {SCHEMA_VERSION + 1}, this package reads {SCHEMA_VERSION}"):
         Dataset(newer)
     with pytest.raises(InputError, match="no such dataset"):
         Dataset(tmp_path / "absent.h5")

@@ -7,16 +7,17 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import make_dataset
+from synthetic import comparisons, make_dataset
 
 from defectnet.config import Training
 from defectnet.dataset.schema import Dataset
+from defectnet.layout import FIGURES
 from defectnet.report import figures as report
 from defectnet.report.style import style
 from defectnet.training.evaluate import evaluate
 from defectnet.training.fit import train
 
-NAMES = ["hosts", "spectra", "parity", "umap", "training", "quality"]
+NAMES = ["hosts", "spectra", "parity", "umap", "training", "quality", "fidelity"]
 
 
 def run(directory, formulas, per_host, plan):
@@ -93,6 +94,19 @@ def test_quality_without_any_column(tmp_path):
     with Dataset(tmp_path / "dataset.h5") as data:
         data.spectra.quality.clear()
         assert_drawn(report.quality_figure(data, tmp_path / "quality"))
+
+
+def test_every_figure_of_the_layout_is_drawn():
+    assert set(NAMES) == set(FIGURES)
+
+
+@pytest.mark.parametrize("per_host", [0, 1, 3], ids=["nothing compared", "one", "several"])
+def test_fidelity_figure(tmp_path, per_host):
+    formulas = ["Si", "MgO"]
+    compared = comparisons(formulas, per_host) if per_host else None
+    make_dataset(tmp_path / "dataset.h5", formulas, 0, comparisons=compared)
+    with Dataset(tmp_path / "dataset.h5") as data:
+        assert_drawn(report.fidelity_figure(data, tmp_path / "fidelity"))
 
 
 def test_formula_subscripts():

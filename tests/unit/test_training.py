@@ -183,6 +183,10 @@ def test_metrics_are_deterministic_and_pooled(dataset, runs, evaluated, tmp_path
     metrics = json.loads(evaluated[0].read_text())
     assert metrics["n_parameters"] == 238_456
     assert set(metrics["splits"]) == {"host", "row"}
+    for split, parts in metrics["fidelities"].items():
+        for model, pooled in metrics["splits"][split].items():
+            squares = sum(part[model]["rmse_at_percent"] ** 2 * part[model]["n_entries"] for part in parts.values())
+            assert squares == pytest.approx(pooled["rmse_at_percent"] ** 2 * pooled["n_entries"])
     for model in MODELS:
         pooled = metrics["splits"]["host"][model]
         assert (pooled["n_hosts"], pooled["n_spectra"]) == (3, 18)

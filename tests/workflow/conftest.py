@@ -50,7 +50,7 @@ class Campaign:
 
     def snakemake(self, *arguments: str, succeeds: bool = True) -> str:
         done = subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, cwd=self.folder, timeout=600, check=False
+            self.command(*arguments), capture_output=True, text=True, cwd=self.folder, timeout=1800, check=False
         )
         assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -82,6 +82,8 @@ def campaign(folder: Path, *formulas: str, **blocks: dict) -> Campaign:
         "hosts": {"sheet": "hosts.tsv"},
         "supercells": {"atoms_min": 8, "atoms_max": 16, "doped_per_host": 2, "species_max": 2},
         "potential": {"name": "analytic", "python": sys.executable},
+        "phonons": {"direct_per_host": 1},
+        "superposition": {"superposed_per_host": 1, "error_max": 1.0},
         "training": {"epochs": 2, "repeats": 1},
     }
     for name, block in blocks.items():

@@ -89,7 +89,8 @@ def test_unreadable_file_of_a_directory_source_is_listed_not_fatal(tmp_path):
 
 def test_cells_that_do_not_converge_are_left_out_and_tried_again_with_more_steps(tmp_path):
     # Positions of rock salt are fixed by symmetry: hosts converge at once, most doped cells not in one step.
-    run = campaign(tmp_path, "LiF", "MgO", relaxation={"steps_max": 1, "host_cell": False})
+    relaxation = {"steps_max": 1, "host_cell": False, "start": "unrelaxed"}
+    run = campaign(tmp_path, "LiF", "MgO", relaxation=relaxation)
     run.snakemake("--until", "phonons")
     entries = [entry for host in ("LiF", "MgO") for entry in read_manifest(run.results / "phonons" / f"{host}.json")]
     skipped = [entry for entry in entries if entry.status == "skipped"]
@@ -136,10 +137,11 @@ def test_full_disk_loses_nothing(small_disk):
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
         while True:
             file.write(bytes(1024))
-    told = run.defectnet("relax", "--config", "config.yaml", "--batch", "LiF", succeeds=False)
+    told = run.defectnet("library", "--config", "config.yaml", "--batch", "LiF", succeeds=False)
     assert_told(told, "records/relax/LiF", "No space left on device", "free space", "intact")
     assert not list(Path(small_disk).rglob("*.tmp"))
     filler.unlink()
-    run.defectnet("relax", "--config", "config.yaml", "--batch", "LiF")
+    for command in ("library", "relax"):
+        run.defectnet(command, "--config", "config.yaml", "--batch", "LiF")
     assert len(run.records("relax", "LiF")) == 3
     assert "0 damaged" in run.defectnet("records", "verify", "--config", "config.yaml")

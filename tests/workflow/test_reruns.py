@@ -11,21 +11,30 @@ from conftest import campaign
 
 HOSTS = 3
 AFTER_DATASET = {"train": 2, "evaluate": 1, "figures": 1, "all": 1}
-AFTER_PHONONS = {"dataset": 1, **AFTER_DATASET}
-AFTER_RELAX = {"phonons": HOSTS, **AFTER_PHONONS}
-AFTER_SUPERCELLS = {"relax": HOSTS, **AFTER_RELAX}
+AFTER_SUPERPOSE = {"dataset": 1, **AFTER_DATASET}
+FROM_SUPERPOSE = {"superpose": HOSTS, **AFTER_SUPERPOSE}
+FROM_PHONONS = {"phonons": HOSTS, **FROM_SUPERPOSE}
+FROM_RELAX = {"relax": HOSTS, **FROM_PHONONS}
+FROM_LIBRARY = {"library": HOSTS, **FROM_RELAX}
+FROM_SUPERCELLS = {"supercells": HOSTS, **FROM_LIBRARY}
+STAGES_OF_A_HOST = ("dopants", "supercells", "library", "relax", "phonons", "superpose")
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("spectra={sigma_meV: 2.0}", AFTER_PHONONS),
-        ("spectra={energy_max_meV: 200}", AFTER_PHONONS),
-        ("phonons={displacement_A: 0.02}", AFTER_RELAX),
-        ("relaxation={fmax_eV_per_A: 0.02}", AFTER_SUPERCELLS),
-        ("supercells={concentration_max: 0.2}", {"supercells": HOSTS, **AFTER_SUPERCELLS}),
-        ("dopants={n_type: 4}", {"dopants": HOSTS, "supercells": HOSTS, **AFTER_SUPERCELLS}),
-        ("training={epochs: 3}", {"train": 2, "evaluate": 1, "figures": 1, "all": 1}),
+        ("spectra={sigma_meV: 2.0}", FROM_SUPERPOSE),
+        ("spectra={energy_max_meV: 200}", FROM_SUPERPOSE),
+        ("superposition={superposed_per_host: 5}", FROM_SUPERPOSE),
+        ("superposition={error_max: 0.9}", FROM_SUPERPOSE),
+        ("superposition={tolerance_eV_per_A2: 0.002}", FROM_LIBRARY),
+        ("phonons={direct_per_host: 2}", FROM_PHONONS),
+        ("phonons={displacement_A: 0.02}", FROM_LIBRARY),
+        ("relaxation={start: unrelaxed}", FROM_RELAX),
+        ("relaxation={fmax_eV_per_A: 0.02}", FROM_LIBRARY),
+        ("supercells={concentration_max: 0.2}", FROM_SUPERCELLS),
+        ("dopants={n_type: 2}", {"dopants": HOSTS, **FROM_SUPERCELLS}),
+        ("training={epochs: 3}", AFTER_DATASET),
         ("potential={atoms_per_pass: 32}", {}),
     ],
     ids=lambda value: value.split(":")[0] if isinstance(value, str) else "",
@@ -52,20 +61,21 @@ def copy(finished, tmp_path):
 def test_appended_host_runs_alone(copy):
     before = copy.fingerprint()
     copy.hosts("LiF", "MgO", "NaCl", "CaO")
-    one_host = {"dopants": 1, "supercells": 1, "relax": 1, "phonons": 1}
-    assert copy.planned() == one_host | AFTER_PHONONS
-    copy.snakemake("--until", "phonons")
+    assert copy.planned() == dict.fromkeys(STAGES_OF_A_HOST, 1) | AFTER_SUPERPOSE
+    copy.snakemake("--until", "superpose")
     after = copy.fingerprint()
     assert {path: after[path] for path in before} == before
     assert {path.parent.name for path in after.keys() - before.keys()} == {"CaO"}
 
 
-def test_deleted_record_is_computed_alone(copy):
+@pytest.mark.parametrize("stage", ["library", "phonons"])
+def test_deleted_record_is_computed_alone(copy, stage):
     before = copy.fingerprint()
-    lost = copy.records("phonons", "MgO")[0]
+    lost = copy.records(stage, "MgO")[0]
     lost.unlink()
-    assert copy.planned() == {"phonons": 1} | AFTER_PHONONS
-    copy.snakemake("--until", "phonons")
+    behind = STAGES_OF_A_HOST[STAGES_OF_A_HOST.index(stage) :]
+    assert copy.planned() == dict.fromkeys(behind, 1) | AFTER_SUPERPOSE
+    copy.snakemake("--until", "superpose")
     after = copy.fingerprint()
     assert after.keys() == before.keys()
     assert [path for path in before if after[path] != before[path]] == [lost]
@@ -92,7 +102,7 @@ def test_more_doped_cells_keep_the_earlier_ones(copy):
     copy.values["supercells"]["doped_per_host"] = 3
     copy.write()
     time.sleep(0.01)
-    copy.snakemake("--until", "phonons")
+    copy.snakemake("--until", "superpose")
     after = copy.fingerprint()
     assert {path: after[path] for path in before} == before
     assert len(after) == len(before) + 2 * HOSTS

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+
+import numpy as np
 
 from defectnet.dataset.schema import Dataset
 from defectnet.layout import FIGURES
@@ -11,7 +14,12 @@ from defectnet.layout import FIGURES
 def test_everything_that_was_promised_is_there(finished):
     with Dataset(finished.results / "dataset.h5") as dataset:
         assert dataset.hosts.id == ["LiF", "MgO", "NaCl"]
-        assert len(dataset.doped) == 6
+        # Of each host one doped cell by finite differences, one by probing, and one superposed.
+        fidelity = [dataset.spectra.fidelity[row] for row in dataset.doped]
+        assert Counter(fidelity) == {"direct": 3, "probed": 3, "superposed": 3}
+        assert dataset.comparison["host"].tolist() == [0, 1, 2]
+        area = dataset.spectra.pdos @ np.diff(dataset.edges_meV)
+        np.testing.assert_allclose(area, 1, atol=1e-4)
     metrics = json.loads((finished.results / "metrics.json").read_text())
     assert set(metrics["splits"]) == {"host", "row"}
     for name in FIGURES:
@@ -22,7 +30,7 @@ def test_everything_that_was_promised_is_there(finished):
 
 
 def test_every_job_left_log_and_benchmark(finished):
-    for rule in ("dopants", "supercells", "relax", "phonons"):
+    for rule in ("dopants", "supercells", "library", "relax", "phonons", "superpose"):
         for host in ("LiF", "MgO", "NaCl"):
             assert (finished.results / "logs" / rule / f"{host}.log").exists()
             assert (finished.results / "benchmarks" / rule / f"{host}.tsv").exists()

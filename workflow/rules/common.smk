@@ -26,6 +26,9 @@ try:
 except DefectnetError as error:
     raise WorkflowError(str(error)) from None
 
+# What determines a potential's numbers.
+POTENTIAL = CONFIG.potential.model_dump_json(include={"name", "model", "modality", "checkpoint", "dtype"})
+
 BATCHES = assign(list(HOSTS), CONFIG.hosts.per_batch)
 
 # Without conda, the main environment is the one that Snakemake runs in, and the configuration names the potential's.

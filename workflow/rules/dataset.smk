@@ -3,6 +3,7 @@ rule dataset:
     input:
         supercells=of_all_batches("supercells"),
         phonons=of_all_batches("phonons"),
+        superposed=of_all_batches("superposed"),
     output:
         dataset=LAYOUT.dataset,
         missing=LAYOUT.missing,

@@ -2,6 +2,7 @@
 rule phonons:
     input:
         supercells=of_batch("supercells"),
+        library=of_batch("library"),
         relaxed=of_batch("relax"),
     output:
         of_batch("phonons"),

@@ -3,6 +3,7 @@
 rule relax:
     input:
         supercells=of_batch("supercells"),
+        library=of_batch("library"),
         checkpoint=CONFIG.potential.checkpoint or [],
     output:
         of_batch("relax"),
@@ -15,7 +16,7 @@ rule relax:
     params:
         defectnet=defectnet_with_potential,
         config=config_file,
-        potential=CONFIG.potential.model_dump_json(include={"name", "model", "modality", "checkpoint", "dtype"}),
+        potential=POTENTIAL,
         settings=CONFIG.relaxation.model_dump_json(),
     message:
         "Relax {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"

@@ -8,9 +8,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from defectnet.batches import PRISTINE, assign
+import numpy as np
+
+from defectnet.batches import COMPARISON, PRISTINE, assign, modes_of
 from defectnet.config import Config
-from defectnet.dataset.schema import HostEntry, MissingEntry, SpectrumEntry, write_dataset
+from defectnet.dataset.schema import COMPARED, Dataset, HostEntry, MissingEntry, SpectrumEntry, write_dataset
 from defectnet.digests import digest
 from defectnet.errors import RecordError
 from defectnet.files import write_atomically
@@ -18,12 +20,12 @@ from defectnet.hosts.sheet import Host
 from defectnet.layout import Layout
 from defectnet.phonons.modes import Modes
 from defectnet.progress import track
-from defectnet.records import Entry, RecordStore, read_manifest
+from defectnet.records import Entry, Record, RecordStore, read_manifest
 from defectnet.supercells import HostPlan
 
 
-def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[int, list[MissingEntry]]:
-    """Write the dataset and the table of missing work; returns the number of doped spectra and what is missing.
+def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[Counter[str], list[MissingEntry]]:
+    """Write the dataset and the table of missing work; returns the doped spectra by fidelity and what is missing.
 
     Hosts without a usable pristine spectrum are left out with all their spectra.
     Raises :class:`RecordError` for a manifest or record that is gone or damaged, for records of more than one
@@ -31,7 +33,7 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[in
     """
     store = RecordStore(layout.records)
     plans: dict[str, HostPlan] = {}
-    entries: list[Entry] = []
+    entries: list[tuple[str, Entry]] = []
     for batch in assign([host.id for host in hosts], config.hosts.per_batch):
         path = layout.batch("supercells", batch)
         try:
@@ -39,19 +41,18 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[in
         except FileNotFoundError:
             raise RecordError(f"{path}: no such file; run `defectnet supercells`, or the workflow") from None
         plans |= {host_id: HostPlan.from_dict(plan) for host_id, plan in texts["plans"].items()}
-        entries += read_manifest(layout.batch("phonons", batch))
-    usable = {entry.host for entry in entries if entry.item == PRISTINE and entry.status == "done"}
-    finished = [entry for entry in entries if entry.status == "done" and entry.host in usable]
-    kept = set(finished)
-    missing = [
-        MissingEntry(
-            entry.host, entry.item, "phonons", entry.status, entry.reason or "its host has no pristine spectrum"
-        )
-        for entry in entries
-        if entry not in kept
-    ]
+        for stage in ("phonons", "superposed"):
+            entries += [(stage, entry) for entry in read_manifest(layout.batch(stage, batch))]
+    usable = {entry.host for _, entry in entries if entry.item == PRISTINE and entry.status == "done"}
+    finished, missing = [], []
+    for stage, entry in entries:
+        if entry.status == "done" and entry.host in usable:
+            finished.append((stage, entry))
+        else:
+            reason = entry.reason or "its host has no pristine spectrum"
+            missing.append(MissingEntry(entry.host, entry.item, stage, entry.status, reason))
     write_atomically(layout.missing, _as_table(missing).encode())
-    if not any(entry.item != PRISTINE for entry in finished):
+    if not any(entry.item not in (PRISTINE, COMPARISON) for _, entry in finished):
         reasons = "; ".join(
             f"{count} x {reason}" for reason, count in Counter(m.reason for m in missing).most_common(3)
         )
@@ -59,8 +60,18 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[in
     host_entries = [_host_entry(host, plans[host.id]) for host in hosts if host.id in usable]
     spectra = _spectra(track(finished, "collecting spectra"), store)
     provenance = {"config": config.model_dump(mode="json")}
-    write_dataset(layout.dataset, host_entries, spectra, config.spectra, config.hosts.vocabulary, missing, provenance)
-    return sum(entry.item != PRISTINE for entry in finished), missing
+    write_dataset(
+        layout.dataset,
+        host_entries,
+        spectra,
+        config.spectra,
+        config.hosts.vocabulary,
+        missing,
+        provenance,
+        _comparisons(finished, store),
+    )
+    with Dataset(layout.dataset) as written:
+        return Counter(np.array(written.spectra.fidelity)[written.doped].tolist()), missing
 
 
 def _host_entry(host: Host, plan: HostPlan) -> HostEntry:
@@ -73,35 +84,71 @@ def _host_entry(host: Host, plan: HostPlan) -> HostEntry:
     return HostEntry(host.id, host.formula, {el.symbol: float(x) for el, x in composition.items()}, candidates)
 
 
-def _spectra(entries: Iterator[Entry], store: RecordStore) -> Iterator[SpectrumEntry]:
-    potential: dict[str, str] | None = None
-    for entry in entries:
-        record = store.find("phonons", entry.host, entry.key)
-        if record is None:
+def _spectra(entries: Iterator[tuple[str, Entry]], store: RecordStore) -> Iterator[SpectrumEntry]:
+    potential: dict[str, str] = {}
+    for stage, entry in entries:
+        if entry.item == COMPARISON:
+            continue
+        record = _record(store, stage, entry)
+        # Superposed spectra come after those of their host, whose potential they have.
+        potential = potential or record.header["potential"]
+        other = record.header.get("potential", potential)
+        if other != potential:
             raise RecordError(
-                f"{store.path('phonons', entry.host, entry.key)}: record gone or damaged since the phonons of "
-                f"{entry.host} ran; run the workflow again, it computes this one only"
-            )
-        header = record.header
-        potential = potential or header["potential"]
-        if header["potential"] != potential:
-            raise RecordError(
-                f"{entry.host} {entry.item}: computed with {header['potential']}, others with {potential}; "
+                f"{entry.host} {entry.item}: computed with {other}, others with {potential}; "
                 "one dataset holds one potential: run the workflow again"
             )
-        yield SpectrumEntry(
-            id=f"{entry.host}/{entry.item}",
-            host_id=entry.host,
-            fidelity="direct",
-            concentrations=header["concentrations"],
-            modes=Modes(record.arrays["energies_meV"], record.arrays["weights"], tuple(header["elements"])),
-            n_atoms=header["n_atoms"],
-            potential=f"{potential['name']} {potential['model']}",
-            potential_digest=digest(**potential),
-            record_digest=entry.key,
-            quality=header["quality"],
-            pristine=entry.item == PRISTINE,
+        for suffix, concentrations, modes, quality in _contents(record):
+            yield SpectrumEntry(
+                id=f"{entry.host}/{entry.item}{suffix}",
+                host_id=entry.host,
+                fidelity=record.header["fidelity"],
+                concentrations=concentrations,
+                modes=modes,
+                n_atoms=record.header["n_atoms"],
+                potential=f"{potential['name']} {potential['model']}",
+                potential_digest=digest(**potential),
+                record_digest=entry.key,
+                quality=quality,
+                pristine=entry.item == PRISTINE,
+            )
+
+
+def _comparisons(entries: Sequence[tuple[str, Entry]], store: RecordStore) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of every comparison of superposed with direct spectra, by host."""
+    records = {entry.host: _record(store, stage, entry) for stage, entry in entries if entry.item == COMPARISON}
+    return {
+        host: {name: record.arrays[name] for name in COMPARED}
+        for host, record in records.items()
+        if len(record.arrays["superposed_l1"])
+    }
+
+
+def _record(store: RecordStore, stage: str, entry: Entry) -> Record:
+    record = store.find(stage, entry.host, entry.key)
+    if record is None:
+        raise RecordError(
+            f"{store.path(stage, entry.host, entry.key)}: record gone or damaged since the {stage} of "
+            f"{entry.host} ran; run the workflow again, it computes this one only"
         )
+    return record
+
+
+def _contents(record: Record) -> Iterator[tuple[str, dict[str, float], Modes, dict[str, float]]]:
+    """Suffix of the name, concentrations, modes and quality of every spectrum in a record."""
+    header, arrays = record.header, record.arrays
+    elements = tuple(header["elements"])
+    if arrays["energies_meV"].ndim == 1:
+        yield "", header["concentrations"], modes_of(record), header["quality"]
+        return
+    for row, energies in enumerate(arrays["energies_meV"]):
+        present = np.flatnonzero(arrays["weights"][row].any(axis=0))
+        modes = Modes(energies, arrays["weights"][row][:, present], tuple(elements[column] for column in present))
+        fractions = arrays["concentrations"][row]
+        concentrations = {elements[column]: float(fractions[column]) for column in np.flatnonzero(fractions)}
+        quality = {name: float(arrays[name][row]) for name in ("imaginary_modes", "energy_lowest_meV")}
+        quality["imaginary_weight"] = quality["imaginary_modes"] / len(energies)
+        yield f"-{row}", concentrations, modes, quality
 
 
 def _as_table(missing: Sequence[MissingEntry]) -> str:

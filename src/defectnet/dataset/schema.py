@@ -1,6 +1,6 @@
 """The dataset: one HDF5 file with every finished spectrum, from normal modes to training targets.
 
-Layout, schema version 1 (H hosts, S spectra, B bins, E elements of one spectrum, M modes of one spectrum)::
+Layout, schema version 2 (H hosts, S spectra, B bins, E elements of one spectrum, M modes of one spectrum)::
 
     attributes         schema_version, defectnet_version, vocabulary, spectra (JSON), provenance (JSON), digest
     /grid/edges_meV    [B + 1]
@@ -11,6 +11,9 @@ Layout, schema version 1 (H hosts, S spectra, B bins, E elements of one spectrum
     /spectra/quality/  one column [S] per reported quantity, NaN where a spectrum does not have it
     /modes/            energy_meV [ΣM] with mode_offset [S + 1]; weights [ΣM·E] with weight_offset [S + 1], one
                        spectrum row-major [M, E]; elements (atomic numbers) [ΣE] with element_offset [S + 1]
+    /comparison/       one row per direct spectrum that superposition was compared with: host (row of /hosts), number of
+                       the doped cell, total_doping, superposed_l1, mass_only_l1 (shares of what doping changed),
+                       superposed_w1_meV, mass_only_w1_meV, displacement_mae_A, displacement_mean_A
     /missing/          host, item, stage, status, reason
 
 Arrays over elements have index Z - 1. Compositions are atomic fractions, concentrations are fractions of the sites
@@ -40,10 +43,23 @@ from defectnet.errors import InputError, RecordError
 from defectnet.phonons.modes import Modes
 from defectnet.phonons.pdos import energy_edges, spectrum
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-FIDELITIES = ("direct", "superposed", "mass_only")
-"""How a spectrum was obtained: all force constants computed, superposed single defects, or masses changed only."""
+FIDELITIES = ("direct", "probed", "superposed", "mass_only")
+"""How a spectrum was obtained: all force constants computed; single defects superposed and refined by Hessian-vector
+products at the relaxed structure; superposed only; or the host's force constants with other masses."""
+
+COMPARED = (
+    "number",
+    "total_doping",
+    "superposed_l1",
+    "mass_only_l1",
+    "superposed_w1_meV",
+    "mass_only_w1_meV",
+    "displacement_mae_A",
+    "displacement_mean_A",
+)
+"""Columns of ``/comparison`` beside the host."""
 
 RAGGED_CHUNK = 1 << 16
 COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
@@ -132,11 +148,13 @@ def write_dataset(
     vocabulary: Sequence[str],
     missing: Sequence[MissingEntry] = (),
     provenance: Mapping[str, Any] | None = None,
+    comparisons: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> str:
     """Write the whole dataset and return its content digest.
 
     ``spectra`` is consumed once, in order; one spectrum's modes are in memory at a time. The file appears under
-    its name only when it is complete and on disk. Same arguments, same bytes.
+    its name only when it is complete and on disk. Same arguments, same bytes. ``comparisons`` holds by host id the
+    arrays :data:`COMPARED`, of equal length.
 
     Raises :class:`InputError` for inconsistent entries (unknown host or element, dopant that is no candidate,
     doped spectra without a pristine one, repeated id) and :class:`RecordError` when the disk refuses.
@@ -154,6 +172,7 @@ def write_dataset(
             file.create_group("grid")["edges_meV"] = energy_edges(settings)
             pristine = _write_spectra(file, hosts, spectra, settings, frozenset(vocabulary))
             _write_hosts(file.create_group("hosts"), hosts, pristine, frozenset(vocabulary))
+            _write_comparisons(file.create_group("comparison"), hosts, comparisons or {})
             group = file.create_group("missing")
             for name in (column.name for column in fields(MissingEntry)):
                 _write_text(group, name, [getattr(entry, name) for entry in missing])
@@ -185,6 +204,19 @@ def _write_hosts(
     candidates = [element_vector(dict.fromkeys(host.candidates, 1.0)) for host in hosts]
     group["candidates"] = np.array(candidates, dtype=bool).reshape(-1, MAX_Z)
     group["pristine"] = np.array([pristine.get(host.id, -1) for host in hosts], dtype=np.int64)
+
+
+def _write_comparisons(
+    group: h5py.Group, hosts: Sequence[HostEntry], comparisons: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    if foreign := set(comparisons) - {host.id for host in hosts}:
+        raise InputError(f"comparison: {', '.join(sorted(foreign))} is not among the hosts")
+    compared = [(row, comparisons[host.id]) for row, host in enumerate(hosts) if host.id in comparisons]
+    rows = [np.full(len(columns["number"]), row) for row, columns in compared]
+    group["host"] = np.concatenate([np.empty(0, np.int64), *rows])
+    for name in COMPARED:
+        nothing = np.empty(0, np.int64 if name == "number" else np.float64)
+        group[name] = np.concatenate([nothing, *(columns[name] for _, columns in compared)])
 
 
 def _write_spectra(
@@ -339,6 +371,7 @@ class Dataset:
     settings   : :class:`~defectnet.config.Spectra` of the ``pdos`` column
     edges_meV  : [B + 1] bin edges of the ``pdos`` column
     hosts, spectra, missing : tables of this module
+    comparison : the columns of ``/comparison`` by name
     digest     : content digest stored by the writer
     """
 
@@ -377,6 +410,7 @@ class Dataset:
         hosts["replaces"] = [json.loads(text) for text in hosts["replaces"]]
         self.hosts = HostTable(**hosts)
         self.spectra = SpectrumTable(**_columns(file["spectra"]), quality=_columns(file["spectra/quality"]))
+        self.comparison: dict[str, np.ndarray] = _columns(file["comparison"])
         missing = _columns(file["missing"])
         names = [column.name for column in fields(MissingEntry)]
         self.missing = [MissingEntry(*row) for row in zip(*(missing[name] for name in names), strict=True)]

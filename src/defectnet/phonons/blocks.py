@@ -35,9 +35,8 @@ def unfold(folding: Folding, origin: int, hessian: np.ndarray, tolerance: float)
 
     Parameters: ``hessian`` [3N, 3N] in eV/Å², symmetric; blocks whose largest entry is below ``tolerance`` (eV/Å²) are
     left out, and what that takes from the acoustic sum of an atom is added to its own block (its symmetric part, so
-    that the Hessian stays symmetric). Of the images of a pair
-    (i, j), those with the smallest |r_i - r_j| are taken, and of these the ones with the smallest |r_i|² + |r_j|²,
-    r counted from the origin.
+    that the Hessian stays symmetric). Of the images of a pair (i, j), those with the smallest |r_i - r_j| are taken,
+    and of these the ones with the smallest |r_i|² + |r_j|², r counted from the origin.
     """
     n = len(folding)
     every = hessian.reshape(n, 3, n, 3).transpose(0, 2, 1, 3)

@@ -118,7 +118,8 @@ def _downhill(atoms: Atoms, hessian: np.ndarray, model: ForceModel, relaxation: 
     before = float(model.evaluate([atoms]).energies[0])
     pushed = atoms.copy()
     pushed.positions += direction
-    relaxed = relax_doped(pushed, model, relaxation)
+    # LBFGS would slide back to the saddle point; FIRE follows the forces.
+    relaxed = relax_doped(pushed, model, relaxation.model_copy(update={"optimizer": "FIRE"}))
     cost = 1 + int(relaxed.quality["relax_evaluations"])
     gain = before - relaxed.quality["energy_eV_per_atom"] * len(atoms)
     found = relaxed.quality["converged"] and gain > ENERGY_GAIN_eV

@@ -14,7 +14,7 @@ from ase.data import atomic_masses
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from defectnet.dataset.schema import FIDELITIES, Dataset
 from defectnet.elements import MAX_Z
@@ -23,6 +23,7 @@ from defectnet.report.style import (
     BLACK,
     BLUE,
     DOUBLE_COLUMN,
+    GREEN,
     GREY,
     MODEL_NAMES,
     ORANGE,
@@ -40,12 +41,14 @@ MAX_HOSTS_SHOWN = 12
 MARKERS = "osD^vPX<>*"
 UMAP_SEED = 0
 
+FIDELITY_COLOURS = dict(zip(FIDELITIES, (BLUE, GREEN, ORANGE, GREY), strict=True))
+
 QUALITY_LABELS = {
     "relax_steps": ("Relaxation steps", False),
     "residual_force_eV_per_A": ("Residual force (eV Å$^{-1}$)", True),
     "imaginary_weight": ("Share of imaginary modes", True),
-    "acoustic_residual": ("Acoustic-sum residual (eV Å$^{-2}$)", True),
-    "share_outside": ("Share of modes off the grid", True),
+    "acoustic_residual_eV_per_A2": ("Acoustic-sum residual (eV Å$^{-2}$)", True),
+    "probing_error": ("Error of probing (share of doping's change)", True),
     "force_evaluations": ("Force evaluations", True),
 }
 """Axis label and whether the axis is logarithmic, of the quality columns that are drawn when present."""
@@ -67,6 +70,7 @@ def figures(dataset: Path, metrics: Path, predictions: Path, histories: Sequence
             *umap_figure(data, output / "umap"),
             *training_figure(curves, output / "training"),
             *quality_figure(data, output / "quality"),
+            *fidelity_figure(data, output / "fidelity"),
         ]
 
 
@@ -284,7 +288,6 @@ def quality_figure(data: Dataset, stem: Path) -> list[Path]:
     columns = {name: values for name, values in columns.items() if np.isfinite(values).any()}
     fidelity = np.array(data.spectra.fidelity)
     kinds = [kind for kind in FIDELITIES if (fidelity == kind).any()]
-    colours = dict(zip(FIDELITIES, (BLUE, ORANGE, GREY), strict=True))
     across = 2 if len(columns) == 4 else min(3, max(1, len(columns)))
     down = max(1, -(-len(columns) // across))
     with style():
@@ -301,11 +304,12 @@ def quality_figure(data: Dataset, stem: Path) -> list[Path]:
                 if logarithmic:
                     edges = np.geomspace(low / 1.1, high * 1.1, 25)
                     axes.set_xscale("log")
+                    axes.xaxis.set_minor_formatter(LogFormatterSciNotation(minor_thresholds=(0.5, 0.2)))
                 else:
                     edges = np.linspace(low, high + (high == low), 25)
                 parts = [values[drawn & (fidelity == kind)] for kind in kinds]
                 axes.hist(
-                    parts, edges, stacked=True, color=[colours[kind] for kind in kinds],
+                    parts, edges, stacked=True, color=[FIDELITY_COLOURS[kind] for kind in kinds],
                     label=[kind.replace("_", " ") for kind in kinds],
                 )  # fmt: skip
             if logarithmic and (zeros := np.mean(values[np.isfinite(values)] == 0)):
@@ -316,6 +320,67 @@ def quality_figure(data: Dataset, stem: Path) -> list[Path]:
         if columns:
             figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(kinds))
         return save(figure, stem)
+
+
+def fidelity_figure(data: Dataset, stem: Path) -> list[Path]:
+    """Errors of superposition and of changing masses only against direct spectra, per host and against total doping;
+    errors of the superposed displacements against their size.
+    """
+    compared, bound = data.comparison, data.provenance["config"]["superposition"]["error_max"]
+    kinds = [(kind, 100 * compared[f"{kind}_l1"], FIDELITY_COLOURS[kind]) for kind in ("mass_only", "superposed")]
+    with style():
+        figure = new_figure(DOUBLE_COLUMN, 2.35)
+        if not len(compared["host"]):
+            figure.text(0.5, 0.5, "No direct spectrum that superposition could be compared with", ha="center")
+            return save(figure, stem)
+        by_host, by_doping, moved = figure.subplots(1, 3)
+        by_doping.sharey(by_host)
+        _errors_by_host(by_host, data, kinds)
+        for _, errors, colour in kinds:
+            by_doping.scatter(100 * compared["total_doping"], errors, s=9, color=colour, alpha=0.7, lw=0)
+        for axes in (by_host, by_doping):
+            axes.axhline(100 * bound, color=VERMILION, lw=0.7, ls="--", zorder=0)
+        by_host.set_ylim(0, 1.05 * max(100 * bound, *(errors.max() for _, errors, _ in kinds)))
+        by_host.set_ylabel("Error (% of what doping changed)")
+        by_doping.set(xlim=(0, None), xlabel="Total doping (at.%)")
+        by_doping.tick_params(labelleft=False)
+        size, error = compared["displacement_mean_A"], compared["displacement_mae_A"]
+        most = 1.08 * size.max()
+        for share, dashes, name in ((1.0, "-", "the displacement"), (0.1, ":", "10 % of it")):
+            moved.plot([0, most], [0, share * most], color=BLACK, lw=0.6, ls=dashes, label=name, zorder=0)
+        moved.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, handlelength=1.3)
+        moved.scatter(size, error, s=9, color=FIDELITY_COLOURS["superposed"], alpha=0.7, lw=0)
+        moved.set(xlabel="Mean displacement (Å)", ylabel="Error of displacements (Å)")
+        if error.max() > 0:  # a dopant at a centre of symmetry may move nothing
+            moved.set(xlim=(0, most), ylim=(0, 1.1 * error.max()))
+        for axes in (by_doping, moved):
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        for index, axes in enumerate((by_host, by_doping, moved)):
+            letter(axes, index)
+        marks = [Line2D([], [], marker="o", ls="", ms=3, color=colour) for _, _, colour in reversed(kinds)]
+        marks.append(Line2D([], [], color=VERMILION, lw=0.7, ls="--"))
+        names = ["superposed", "masses only", "bound of superposition"]
+        figure.legend(marks, names, loc="outside upper center", ncols=3, handletextpad=0.4)
+        return save(figure, stem)
+
+
+def _errors_by_host(axes: Any, data: Dataset, kinds: Sequence[tuple[str, np.ndarray, str]]) -> None:
+    """Every comparison of each host and their median, hosts in ascending order of the superposed median."""
+    rows = data.comparison["host"]
+    hosts = np.unique(rows)
+    medians = {kind: np.array([np.median(errors[rows == host]) for host in hosts]) for kind, errors, _ in kinds}
+    order = np.argsort(medians["superposed"], kind="stable")
+    place = np.argsort(order)
+    for kind, errors, colour in kinds:
+        axes.scatter(place[np.searchsorted(hosts, rows)], errors, s=9, color=colour, alpha=0.5, lw=0)
+        axes.hlines(medians[kind], place - 0.35, place + 0.35, color=colour, lw=1.4)
+    axes.set_xlim(-0.6, len(hosts) - 0.4)
+    if len(hosts) <= MAX_HOSTS_SHOWN:
+        axes.set_xticks(place, [_formula(data.hosts.formula[host]) for host in hosts], rotation=90)
+        axes.tick_params(axis="x", length=0)
+    else:
+        axes.set_xlabel("Hosts, by error")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
 
 
 def _band_edges(density: np.ndarray) -> np.ndarray:

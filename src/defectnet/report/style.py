@@ -18,7 +18,8 @@ SINGLE_COLUMN, DOUBLE_COLUMN = 89 / 25.4, 183 / 25.4
 """Widths in inches of one and two journal columns (89 and 183 mm)."""
 
 # Okabe & Ito's palette, told apart by all common kinds of colour vision.
-BLUE, ORANGE, VERMILION, GREY, BLACK = "#0072B2", "#E69F00", "#D55E00", "#8A8A8A", "#1A1A1A"
+BLUE, GREEN, ORANGE, VERMILION = "#0072B2", "#009E73", "#E69F00", "#D55E00"
+GREY, BLACK = "#8A8A8A", "#1A1A1A"
 MODEL_NAMES = {"defectnet": "DefectNet", "ridge": "Ridge regression", "mean": "Training mean"}
 SPLIT_NAMES = {"host": "unseen hosts", "row": "unseen arrangements, known hosts"}
 

@@ -35,7 +35,8 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
     The mask of a test spectrum is the full candidate list of its host, always; the baselines learn from the training
     part of the same split and see the same axis. Predictions (CSV) have one line per spectrum, element of the mask
     and run: spectrum, host, formula, fidelity, split, repeat, element, true, and one column per model, fractions.
-    Metrics (JSON): see :func:`score`, per kind of split, pooled over repeats.
+    Metrics (JSON): see :func:`score`, per kind of split, pooled over repeats; under ``fidelities`` the same for the
+    spectra of each fidelity by themselves, because only direct and probed ones are of relaxed crystals.
 
     Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged.
     """
@@ -70,6 +71,13 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
         "n_parameters": parameters,
         "splits": {
             str(kind): {model: score(part, model) for model in MODELS}
+            for kind, part in predictions.groupby("split", sort=True)
+        },
+        "fidelities": {
+            str(kind): {
+                str(fidelity): {model: score(rows, model) for model in MODELS}
+                for fidelity, rows in part.groupby("fidelity", sort=True)
+            }
             for kind, part in predictions.groupby("split", sort=True)
         },
     }

@@ -1,0 +1,80 @@
+"""Pristine hosts, which several stages need: whichever comes first computes them, the others find the records."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defectnet.batches.worker import (
+    PRISTINE,
+    Job,
+    atoms_of,
+    enough_steps,
+    relaxation_inputs,
+    relaxation_record,
+    structure_of,
+)
+from defectnet.digests import digest
+from defectnet.hosts.sheet import Host
+from defectnet.phonons.hessian import reference_phonons
+from defectnet.phonons.modes import Modes
+from defectnet.records import PHYSICS_VERSION, Entry, Record
+from defectnet.relaxation import relax_host
+from defectnet.supercells import HostPlan
+
+
+def pristine_relaxation(job: Job, host: Host) -> tuple[Entry, Record]:
+    """The relaxed primitive cell of a host, a record of stage ``relax``."""
+    start, settings = atoms_of(host), job.config.relaxation
+    structure = {"numbers": start.numbers, "positions": start.positions, "lattice": start.cell.array}
+    key = digest(**relaxation_inputs(job), **structure, relax_cell=settings.host_cell)
+
+    def compute(_checkpoint: Path) -> Record:
+        return relaxation_record(job, start, relax_host(start, job.potential.model, settings))
+
+    return job.item("relax", host.id, PRISTINE, key, compute, partial(enough_steps, job))
+
+
+def pristine_phonons(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan) -> tuple[Entry, Record]:
+    """Modes and force constants of a host's undoped supercell, a record of stage ``phonons``."""
+    key = digest(**phonon_inputs(job), relaxation=relaxation.key, expansion=plan.matrix)
+
+    def compute(checkpoint: Path) -> Record:
+        settings, passes = job.config.phonons, job.config.potential.atoms_per_pass
+        atoms, model = structure_of(relaxed), job.potential.model
+        result = reference_phonons(atoms, plan.matrix, model, settings, passes, checkpoint)
+        record = phonon_record(job, result.modes, relaxation.key, relaxed, "direct", result.quality)
+        record.arrays["force_constants"] = result.hessian.compact.astype(np.float32)
+        return record
+
+    return job.item("phonons", relaxation.host, PRISTINE, key, compute)
+
+
+def phonon_inputs(job: Job) -> dict[str, Any]:
+    """What enters the key of every phonon record."""
+    return {
+        "stage": "phonons",
+        "physics": PHYSICS_VERSION,
+        "displacement": job.config.phonons.displacement_A,
+        "symprec": job.config.phonons.symprec_A,
+    }
+
+
+def phonon_record(
+    job: Job, modes: Modes, relaxation_key: str, relaxed: Record, fidelity: str, quality: dict[str, float]
+) -> Record:
+    """Header and arrays of a supercell's modes; the quality of its relaxation is repeated."""
+    header = {
+        "status": "done",
+        "relax_key": relaxation_key,
+        "elements": list(modes.elements),
+        "n_atoms": (len(modes.energies_meV) + 3) // 3,
+        "concentrations": relaxed.header.get("concentrations", {}),
+        "fidelity": fidelity,
+        "quality": relaxed.header["quality"] | quality,
+        **job.provenance(),
+    }
+    return Record(header, {"energies_meV": modes.energies_meV, "weights": modes.weights.astype(np.float32)})

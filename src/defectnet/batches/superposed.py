@@ -1,0 +1,205 @@
+"""Stage ``superposed``: how good superposition is for each host, and the spectra it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase.data import atomic_numbers
+
+from defectnet.batches.library import Library
+from defectnet.batches.phonons import Ground, phonons_of_doped
+from defectnet.batches.relax import relax_one
+from defectnet.batches.worker import PRISTINE, Job, modes_of, problem_of
+from defectnet.config import Config
+from defectnet.digests import digest
+from defectnet.dopants import Candidate
+from defectnet.errors import InputError, PhysicsError, RecordError
+from defectnet.phonons.comparison import compare
+from defectnet.phonons.modes import Modes, diagonalise, stability
+from defectnet.progress import track
+from defectnet.records import PHYSICS_VERSION, Entry, Record, RecordStore
+from defectnet.seeds import generator
+from defectnet.supercells import HostPlan, Plan, apply, plan_substitutions
+
+COMPARISON = "comparison"
+SPECTRA_PER_RECORD = 100
+
+
+def superpose_batch(
+    relaxations: Sequence[Entry],
+    phonons: Sequence[Entry],
+    plans: Mapping[str, HostPlan],
+    config: Config,
+    store: RecordStore,
+    library: Sequence[Entry],
+) -> list[Entry]:
+    """Compare superposed with direct spectra of every host, and make the spectra that superposition is good for.
+
+    Items of a host: ``comparison``; ``mass_only-K`` and ``superposed-K``, each up to :data:`SPECTRA_PER_RECORD`
+    spectra, or, where the median error of superposition exceeds ``superposition.error_max``, ``probed-K``, each one
+    supercell that is relaxed and probed instead.
+
+    Arrays of ``comparison``, one entry per direct spectrum: the fields of
+    :class:`~defectnet.phonons.comparison.Comparison`, ``total_doping`` and ``number`` of the doped cell. Arrays of
+    ``superposed-K`` and ``mass_only-K``: ``energies_meV`` [S, M], ``weights`` [S, M, E], ``concentrations`` [S, E],
+    ``imaginary_modes`` and ``energy_lowest_meV`` [S], ``sites`` and ``dopants`` (atomic numbers) [S, D], padded with -1
+    and 0. A record of ``probed-K`` is one of stage ``phonons``.
+    """
+    job = Job.of(config, store)
+    settings = config.superposition
+    computed = {(entry.host, entry.item): entry for entry in phonons if entry.status == "done"}
+    entries = []
+    for relaxation in relaxations:
+        host = relaxation.host
+        if relaxation.item != PRISTINE or (host, PRISTINE) not in computed:
+            continue
+        pristine = computed[host, PRISTINE]
+        relaxed, modes = store.find("relax", host, relaxation.key), store.find("phonons", host, pristine.key)
+        if relaxed is None or modes is None:
+            entries.append(Entry(host, COMPARISON, "skipped", reason=problem_of(None)))
+            continue
+        plan = plans[host]
+        ground = Ground.of(store, relaxed, modes, plan, library)
+        entry, comparison = _comparison(job, plan, ground.library, computed)
+        entries.append(entry)
+        entries += _spectra(job, "mass_only", settings.mass_only_per_host, pristine, plan, ground.library)
+        if not comparison.done or not settings.superposed_per_host:
+            continue
+        errors = comparison.arrays["superposed_l1"]
+        if len(errors) and np.median(errors) > settings.error_max:
+            entries += _probed(job, relaxation, relaxed, plan, ground)
+        else:
+            entries += _spectra(job, "superposed", settings.superposed_per_host, pristine, plan, ground.library)
+    return entries
+
+
+def _comparison(
+    job: Job, plan: HostPlan, library: Library, computed: Mapping[tuple[str, str], Entry]
+) -> tuple[Entry, Record]:
+    """Superposed against direct spectra of the same doped supercells."""
+    numbers = [
+        number
+        for number in range(min(len(plan.plans), job.config.phonons.direct_per_host))
+        if (plan.host_id, f"doped-{number}") in computed and library.digest(plan.plans[number])
+    ]
+    direct = [computed[plan.host_id, f"doped-{number}"].key for number in numbers]
+    known = [library.digest(plan.plans[number]) for number in numbers]
+    spectra = job.config.spectra
+    key = digest(physics=PHYSICS_VERSION, direct=direct, library=known, spectra=spectra.model_dump())
+
+    def compute(_checkpoint: Path) -> Record:
+        rows = []
+        for number, phonon_key in zip(numbers, direct, strict=True):
+            record = _existing(job, "phonons", plan.host_id, phonon_key)
+            relaxed = _existing(job, "relax", plan.host_id, record.header["relax_key"])
+            positions = record.arrays.get("positions", relaxed.arrays["positions"])
+            row = compare(library.superpose, plan.plans[number], modes_of(record), positions, spectra)
+            rows.append({"number": number, "total_doping": len(plan.plans[number].sites) / plan.n_sites, **vars(row)})
+        names = rows[0] if rows else ("superposed_l1",)
+        return Record({"status": "done", "cost": {}}, {name: np.array([row[name] for row in rows]) for name in names})
+
+    return job.item("superposed", plan.host_id, COMPARISON, key, compute, with_potential=False)
+
+
+def _existing(job: Job, stage: str, host: str, key: str) -> Record:
+    record = job.store.find(stage, host, key)
+    if record is None:
+        raise RecordError(f"{job.store.path(stage, host, key)}: gone; run `defectnet {stage}` again")
+    return record
+
+
+def _draw(job: Job, plan: HostPlan, symbols: Sequence[str], candidates: Sequence[Candidate], number: int) -> Plan:
+    """Arrangement ``number`` of a host, the same for every fidelity. Raises :class:`PhysicsError` where none fits."""
+    supercells = job.config.supercells
+    total = min(supercells.concentration_max, job.config.superposition.concentration_max)
+    settings = supercells.model_copy(update={"concentration_max": total})
+    rng = generator(job.config.run.seed, plan.host_id, "superposed", str(number))
+    try:
+        return plan_substitutions(symbols, candidates, settings, rng)
+    except InputError as error:  # this host's trouble only
+        raise PhysicsError(str(error)) from None
+
+
+def _spectra(job: Job, fidelity: str, count: int, pristine: Entry, plan: HostPlan, library: Library) -> list[Entry]:
+    """``count`` spectra of random arrangements, superposed or of changed masses only, in records of many."""
+    candidates = library.candidates(plan) if fidelity == "superposed" else list(plan.candidates)
+    if not candidates:
+        return []
+    config, atoms = job.config, library.superpose.folding.atoms
+    inputs = {
+        "fidelity": fidelity,
+        "physics": PHYSICS_VERSION,
+        "host": pristine.key,
+        "library": sorted(library.keys.values()) if fidelity == "superposed" else [],
+        "candidates": [[candidate.dopant, candidate.replaces] for candidate in candidates],
+        "supercells": config.supercells.model_dump(exclude={"doped_per_host", "atoms_min", "atoms_max"}),
+        "concentration_max": config.superposition.concentration_max,
+        "seed": config.run.seed,
+    }
+    entries = []
+    for first in range(0, count, SPECTRA_PER_RECORD):
+        numbers = range(first, min(first + SPECTRA_PER_RECORD, count))
+
+        def compute(_checkpoint: Path, numbers: range = numbers) -> Record:
+            plans = [_draw(job, plan, list(atoms.symbols), candidates, number) for number in numbers]
+            modes = []
+            for one in track(plans, f"{fidelity} spectra of {plan.host_id}"):
+                hessian = library.superpose(one).hessian if fidelity == "superposed" else library.superpose.hessian
+                doped = apply(one, atoms)
+                modes.append(diagonalise(hessian, doped.get_masses(), list(doped.symbols)))
+            return _many(modes, plans, len(atoms), fidelity)
+
+        key = digest(**inputs, first=numbers.start, last=numbers.stop)
+        item = f"{fidelity}-{first // SPECTRA_PER_RECORD}"
+        entries.append(job.item("superposed", plan.host_id, item, key, compute, with_potential=False)[0])
+    return entries
+
+
+def _many(modes: Sequence[Modes], plans: Sequence[Plan], n_atoms: int, fidelity: str) -> Record:
+    """One record of several spectra of a host; the columns of ``weights`` are all elements that occur in any."""
+    elements = sorted({element for one in modes for element in one.elements})
+    weights = np.zeros((len(modes), len(modes[0].energies_meV), len(elements)), np.float32)
+    concentrations = np.zeros((len(modes), len(elements)))
+    most = max(len(plan.sites) for plan in plans)
+    sites, dopants = np.full((len(plans), most), -1, np.int16), np.zeros((len(plans), most), np.uint8)
+    for row, (one, plan) in enumerate(zip(modes, plans, strict=True)):
+        weights[row][:, [elements.index(element) for element in one.elements]] = one.weights
+        for dopant, fraction in plan.concentrations(n_atoms).items():
+            concentrations[row, elements.index(dopant)] = fraction
+        sites[row, : len(plan.sites)] = plan.sites
+        dopants[row, : len(plan.sites)] = [atomic_numbers[dopant] for dopant in plan.dopants]
+    quality = [stability(one) for one in modes]
+    arrays = {
+        "energies_meV": np.array([one.energies_meV for one in modes], np.float32),
+        "weights": weights,
+        "concentrations": concentrations,
+        "sites": sites,
+        "dopants": dopants,
+        **{name: np.array([row[name] for row in quality]) for name in ("imaginary_modes", "energy_lowest_meV")},
+    }
+    return Record(
+        {"status": "done", "fidelity": fidelity, "elements": elements, "n_atoms": n_atoms, "cost": {}}, arrays
+    )
+
+
+def _probed(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, ground: Ground) -> list[Entry]:
+    """Supercells that are relaxed and probed, because superposition alone is too far off for this host."""
+    candidates = ground.library.candidates(plan)
+    symbols = list(ground.library.superpose.folding.atoms.symbols)
+    entries = []
+    for number in range(job.config.superposition.fallback_per_host if candidates else 0):
+        item = f"probed-{number}"
+        try:
+            one = _draw(job, plan, symbols, candidates, number)
+        except PhysicsError as error:
+            entries.append(Entry(plan.host_id, item, "skipped", reason=str(error)))
+            continue
+        entry, record = relax_one(job, "superposed", item, relaxation, relaxed, plan, one, ground.library)
+        problem = problem_of(record)
+        if problem:
+            entries.append(Entry(plan.host_id, item, "skipped", reason=f"relaxation: {problem}"))
+        else:
+            entries.append(phonons_of_doped(job, "superposed", entry, record, one, ground, probed=True)[0])
+    return entries
