@@ -40,7 +40,7 @@ from defectnet.hosts.sheet import read_sheet
 from defectnet.phonons.blocks import Blocks
 from defectnet.phonons.comparison import l1_share
 from defectnet.phonons.crystal import Folding, space_group
-from defectnet.phonons.hessian import evaluate_forces, force_constants, setup
+from defectnet.phonons.hessian import evaluate_forces, force_constants, forces_at_rest, setup
 from defectnet.phonons.library import single_defect
 from defectnet.phonons.modes import Modes, diagonalise
 from defectnet.phonons.pdos import energy_edges, pdos
@@ -126,7 +126,8 @@ class Host:
 
         def compute():
             phonon = setup(self.primitive, self.folding(size).matrix, Phonons())
-            hessian = force_constants(phonon, evaluate_forces(phonon, self.model, "auto"))
+            forces = evaluate_forces(phonon, self.model, "auto")
+            hessian = force_constants(phonon, forces, forces_at_rest(phonon, self.model))
             return {"compact": hessian.compact, "evaluations": hessian.displacements}
 
         return self.kept(f"pristine-{size}", compute)
@@ -190,7 +191,8 @@ def references(host: Host, size: str, total: float | None) -> dict[str, np.ndarr
     def hessian():
         phonon = setup(_atoms(relaxed), np.eye(3, dtype=int), Phonons())
         forces = evaluate_forces(phonon, host.model, "auto", host.work / f"direct-{label}.partial.npy")
-        return {"hessian": force_constants(phonon, forces).matrix.astype(np.float32), "evaluations": len(forces)}
+        found = force_constants(phonon, forces, forces_at_rest(phonon, host.model))
+        return {"hessian": found.matrix.astype(np.float32), "evaluations": len(forces) + 1}
 
     direct = host.kept(f"direct-{label}", hessian)
     return (

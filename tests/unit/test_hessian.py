@@ -117,6 +117,16 @@ def test_symmetric_cells_need_fewer_displacements(symmetric, disordered, host):
     assert number(symmetric, ONE) < number(disordered, ONE) == 6 * 8
 
 
+def test_forces_at_rest_do_not_count(symmetric, model):
+    """Forces that a potential without inversion symmetry leaves where the crystal allows none."""
+    phonon = setup(symmetric, ONE, Phonons())
+    forces = evaluate_forces(phonon, model, 64)
+    at_rest = np.random.default_rng(0).normal(0, 0.01, forces.shape[1:])
+    exact = force_constants(phonon, forces).matrix
+    np.testing.assert_allclose(force_constants(phonon, forces + at_rest, at_rest).matrix, exact, atol=1e-10)
+    assert np.abs(force_constants(phonon, forces + at_rest).matrix - exact).max() > 0.1
+
+
 @pytest.mark.parametrize("cell", ["symmetric", "disordered"])
 def test_error_of_finite_differences_is_of_second_order(cell, model, request):
     atoms = request.getfixturevalue(cell)

@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms
 
 from defectnet.config import Phonons, Relaxation
-from defectnet.phonons.hessian import evaluate_forces, force_constants, setup
+from defectnet.phonons.hessian import evaluate_forces, force_constants, forces_at_rest, setup
 from defectnet.phonons.modes import Modes, diagonalise, lowest_mode, stability
 from defectnet.phonons.probing import probe
 from defectnet.phonons.superposition import Superposition
@@ -104,8 +104,9 @@ def _hessian(
             return probed.hessian, "probed", quality
         log.info("probing left an error of %.3f; computing all force constants", probed.error)
     phonon = setup(atoms, ONE_CELL, phonons)
-    direct = force_constants(phonon, evaluate_forces(phonon, model, atoms_per_pass, checkpoint))
-    quality["force_evaluations"] += direct.displacements
+    forces = evaluate_forces(phonon, model, atoms_per_pass, checkpoint)
+    direct = force_constants(phonon, forces, forces_at_rest(phonon, model))
+    quality["force_evaluations"] += direct.displacements + 1
     quality["displacements"] = direct.displacements
     quality["acoustic_residual_eV_per_A2"] = direct.acoustic_residual_eV_per_A2
     return direct.matrix, "direct", quality

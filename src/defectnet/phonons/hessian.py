@@ -35,7 +35,7 @@ class Hessian:
 
     matrix       : [3N, 3N] in eV/Å², symmetric, acoustic sum rule imposed.
     compact      : [n, N, 3, 3] rows of the n symmetry-independent (primitive-cell) atoms, as phonopy stores them.
-    displacements: number of displaced structures that were evaluated.
+    displacements: number of displaced structures that were evaluated, besides the undisplaced one.
     acoustic_residual_eV_per_A2: largest violation |Σ_j H_ij| before the sum rule was imposed.
     """
 
@@ -113,13 +113,21 @@ def _resume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="r+")
 
 
-def force_constants(phonon: Phonopy, forces: np.ndarray) -> Hessian:
-    """Hessian from the forces [D, N, 3] on the displaced supercells.
+def forces_at_rest(phonon: Phonopy, model: ForceModel) -> np.ndarray:
+    """Forces [N, 3] in eV/Å of the undisplaced supercell."""
+    cell = phonon.supercell
+    return model.evaluate([Atoms(cell.numbers, cell.positions, cell=cell.cell, pbc=True)]).forces[0]
 
+
+def force_constants(phonon: Phonopy, forces: np.ndarray, at_rest: np.ndarray | float = 0.0) -> Hessian:
+    """Hessian from the forces [D, N, 3] on the displaced supercells and those on the undisplaced one.
+
+    Forces ``at_rest`` would be divided by the displacement where symmetry saves the opposite one. A relaxed structure
+    has few, but a potential that is not invariant under inversion leaves some even at a centre of inversion.
     Permutation symmetry and the acoustic sum rule are imposed together (phonopy's symmetrisation), because finite
     differences leave them violated by the noise of the forces; the violation is reported.
     """
-    phonon.forces = forces
+    phonon.forces = forces - at_rest
     with warnings.catch_warnings(action="ignore"):
         phonon.produce_force_constants(calculate_full_force_constants=False)
         residual = float(np.abs(phonon.force_constants.sum(axis=1)).max())
@@ -158,7 +166,8 @@ def reference_phonons(
     Raises :class:`PhysicsError` when forces are not finite.
     """
     phonon = setup(atoms, expansion, settings)
-    hessian = force_constants(phonon, evaluate_forces(phonon, model, atoms_per_pass, checkpoint))
+    forces = evaluate_forces(phonon, model, atoms_per_pass, checkpoint)
+    hessian = force_constants(phonon, forces, forces_at_rest(phonon, model))
     symbols = list(phonon.supercell.symbols)
     modes = diagonalise(hessian.matrix, atomic_masses[phonon.supercell.numbers], symbols)
     quality = {

@@ -77,9 +77,11 @@ class Superposition:
         """[n] for each primitive atom the operation that carries its representative there.
 
         Operations that keep the supercell come first: then even what wraps around its boundary is carried exactly.
+        Among them, proper rotations: not every potential is invariant under reflections.
         """
-        kept = np.array([self.folding.kept_by(rotation) for rotation in self.group.rotations])
-        order = np.argsort(~kept, kind="stable")
+        strays = np.array([not self.folding.kept_by(rotation) for rotation in self.group.rotations])
+        improper = np.linalg.det(self.group.rotations) < 0
+        order = np.lexsort((improper, strays))
         sites = self.group.sites
         arrives = self.group.images[order][:, sites] == np.arange(len(sites))
         return order[arrives.argmax(axis=0)]
