@@ -50,9 +50,9 @@ from defectnet.potentials.base import ForceModelCalculator
 from defectnet.relaxation import relax_doped, relax_host
 from defectnet.supercells import Plan, apply, expansion_matrix
 
-# Dopants known from the literature of each host, written dopant@replaced. The last three are the hard cases: donors and
-# acceptors that compensate each other, because the potential knows neutral and compensated crystals, and in ionic ones
-# a single aliovalent defect is neither; and a host that is unstable itself (CaTiO3 with 7net-0).
+# Dopants known from the literature of each host, written dopant@replaced. The last two are the hard case, a donor and an
+# acceptor that compensate each other: the potential knows neutral and compensated crystals, and in ionic ones a single
+# aliovalent defect is neither.
 HOSTS = {
     "Si-diamond": ("P@Si", "B@Si", "Ge@Si"),
     "GaN-wurtzite": ("In@Ga", "Al@Ga", "P@N"),
@@ -62,7 +62,6 @@ HOSTS = {
     "CaSnO3-perovskite": ("Sr@Ca", "Zr@Sn", "Ge@Sn"),
     "CaF2-fluorite compensated": ("Sr@Ca", "Na@Ca", "Y@Ca"),
     "GaN-wurtzite compensated": ("In@Ga", "Mg@Ga", "O@N"),
-    "CaTiO3-perovskite": ("Sr@Ca", "Na@Ca", "Zr@Ti"),
 }
 # Smallest and largest number of atoms of the supercells.
 SIZES = {"dilute": (76, 100), "concentrated": (40, 56)}
