@@ -50,9 +50,9 @@ from defectnet.potentials.base import ForceModelCalculator
 from defectnet.relaxation import relax_doped, relax_host
 from defectnet.supercells import Plan, apply, expansion_matrix
 
-# Dopants known from the literature of each host, written dopant@replaced. The last two are the hard case, a donor and an
-# acceptor that compensate each other: the potential knows neutral and compensated crystals, and in ionic ones a single
-# aliovalent defect is neither.
+# Dopants known from the literature of each host, written dopant@replaced. The last two are the hard case, a donor and
+# an acceptor that compensate each other: the potential knows neutral and compensated crystals, and in ionic ones a
+# single aliovalent defect is neither.
 HOSTS = {
     "Si-diamond": ("P@Si", "B@Si", "Ge@Si"),
     "GaN-wurtzite": ("In@Ga", "Al@Ga", "P@N"),
