@@ -11,7 +11,8 @@ from defectnet.batches.pristine import phonon_inputs, phonon_record, pristine_ph
 from defectnet.batches.worker import PRISTINE, Job, problem_of, structure_of
 from defectnet.config import Config
 from defectnet.digests import digest
-from defectnet.phonons.doped import ONE_CELL, doped_phonons
+from defectnet.phonons.doped import doped_phonons
+from defectnet.phonons.hessian import ONE_CELL
 from defectnet.records import Entry, Record, RecordStore
 from defectnet.seeds import generator
 from defectnet.supercells import HostPlan, Plan

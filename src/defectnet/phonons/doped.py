@@ -11,7 +11,7 @@ import numpy as np
 from ase import Atoms
 
 from defectnet.config import Phonons, Relaxation
-from defectnet.phonons.hessian import evaluate_forces, force_constants, forces_at_rest, setup
+from defectnet.phonons.hessian import ONE_CELL, evaluate_forces, force_constants, forces_at_rest, setup
 from defectnet.phonons.modes import Modes, diagonalise, lowest_mode, stability
 from defectnet.phonons.probing import probe
 from defectnet.phonons.superposition import Superposition
@@ -20,8 +20,6 @@ from defectnet.relaxation import relax_doped
 from defectnet.supercells import Plan
 
 log = logging.getLogger(__name__)
-
-ONE_CELL = np.eye(3, dtype=int)
 
 FOLLOW_BELOW_meV = -1.0
 """Modes below are followed; those between this and zero are too soft to lead anywhere that force noise does not."""

@@ -28,6 +28,9 @@ from defectnet.potentials.base import ForceModel
 from defectnet.potentials.passes import Passes
 from defectnet.progress import track
 
+ONE_CELL = np.eye(3, dtype=int)
+"""Expansion of a cell that is the supercell itself."""
+
 
 @dataclass(frozen=True)
 class Hessian:

@@ -18,12 +18,10 @@ from defectnet.config import Phonons, Relaxation
 from defectnet.dopants import Candidate
 from defectnet.phonons.blocks import fold, unfold
 from defectnet.phonons.crystal import Folding, space_group
-from defectnet.phonons.hessian import reference_phonons
+from defectnet.phonons.hessian import ONE_CELL, reference_phonons
 from defectnet.phonons.superposition import Defect
 from defectnet.potentials.base import ForceModel
 from defectnet.relaxation import Relaxed, relax_defect
-
-ONE_CELL = np.eye(3, dtype=int)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,14 @@ def probe(
     translations = (np.eye(3)[None] * np.sqrt(atoms.get_masses())[:, None, None]).reshape(3 * n, 3)
 
     vectors, images = np.empty((3 * n, 0)), np.empty((3 * n, 0))
-    dynamical, error = start, np.inf
+    error = np.inf
+
+    def refined(used: slice) -> np.ndarray:
+        """D that agrees with the products ``used``, and with translations costing nothing."""
+        known = np.hstack([vectors[:, used], translations])
+        targets = np.hstack([images[:, used], np.zeros_like(translations)]) - start @ known
+        return start + _most_probable(variance, known, targets)
+
     counts = [HELD_OUT + BATCH] + [BATCH] * ((products_max - HELD_OUT - BATCH) // BATCH)
     for count in track(counts, f"probing {atoms.get_chemical_formula()}"):
         fresh = rng.choice((-1.0, 1.0), size=(3 * n, count))
@@ -83,16 +90,11 @@ def probe(
         answers = answers.reshape(count, 3 * n).T / root_mass[:, None]
         vectors, images = np.hstack([vectors, fresh]), np.hstack([images, answers])
         held, held_images = vectors[:, :HELD_OUT], images[:, :HELD_OUT]
-        known = np.hstack([vectors[:, HELD_OUT:], translations])
-        targets = np.hstack([images[:, HELD_OUT:], np.zeros_like(translations)]) - start @ known
-        dynamical = start + _most_probable(variance, known, targets)
+        dynamical = refined(slice(HELD_OUT, None))
         error = np.linalg.norm(held_images - dynamical @ held) / np.linalg.norm(held_images - pristine @ held)
         if error < tolerance:
             break
-    known = np.hstack([vectors, translations])
-    targets = np.hstack([images, np.zeros_like(translations)]) - start @ known
-    dynamical = start + _most_probable(variance, known, targets)
-    return Probed(dynamical / weight, vectors.shape[1], float(error))
+    return Probed(refined(slice(None)) / weight, vectors.shape[1], float(error))
 
 
 def _variance(atoms: Atoms) -> np.ndarray:
