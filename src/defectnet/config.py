@@ -88,7 +88,7 @@ class Supercells(Block):
 
     atoms_min: int = Field(30, ge=2, le=5000, description="Smallest number of atoms of a supercell.")
     atoms_max: int = Field(32, ge=2, le=5000, description="Largest number of atoms of a supercell.")
-    doped_per_host: int = Field(5, ge=1, le=1000, description="Doped supercells per host.")
+    doped_per_host: int = Field(3, ge=1, le=1000, description="Doped supercells per host.")
     species_min: int = Field(1, ge=1, le=6, description="Fewest coexisting dopant species.")
     species_max: int = Field(3, ge=1, le=6, description="Most coexisting dopant species.")
     concentration_min: float = Field(
@@ -196,7 +196,7 @@ class Superposition(Block):
         description="Largest median error of a host's superposed spectra, as a share of the doped-pristine signal.",
     )
     fallback_per_host: int = Field(
-        10, ge=0, description="Supercells that are relaxed and probed instead where superposition fails."
+        2, ge=0, description="Supercells that are relaxed and probed instead where superposition fails."
     )
 
 

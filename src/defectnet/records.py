@@ -30,7 +30,7 @@ from defectnet.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-PHYSICS_VERSION = 2
+PHYSICS_VERSION = 3
 """Part of every key. Raise it when a change of the code changes the numbers that a stage computes."""
 
 
@@ -111,6 +111,13 @@ class RecordStore:
             log.warning("%s; set aside as %s and computed again", error, aside.name)
             return None
 
+    def read(self, stage: str, host: str, key: str) -> Record:
+        """The record with this key, which a manifest names. Raises :class:`RecordError` if it is gone or damaged."""
+        record = self.find(stage, host, key)
+        if record is None:
+            raise RecordError(f"{self.path(stage, host, key)}: gone; run `defectnet {stage}` again")
+        return record
+
     def save(self, stage: str, host: str, key: str, record: Record) -> None:
         """Store a record under its key. Raises :class:`RecordError`."""
         path = self.path(stage, host, key)
@@ -165,8 +172,3 @@ def withdraw_stale_manifests(results: Path, stages: tuple[str, ...]) -> list[Pat
                 manifest.unlink()
                 withdrawn.append(manifest)
     return withdrawn
-
-
-def header(stage: str, host: str, item: str, status: str, **values: Any) -> dict[str, Any]:
-    """The header every record starts with."""
-    return {"stage": stage, "host": host, "item": item, "status": status, "physics": PHYSICS_VERSION, **values}

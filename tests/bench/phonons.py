@@ -40,7 +40,7 @@ from defectnet.hosts.sheet import read_sheet
 from defectnet.phonons.blocks import Blocks
 from defectnet.phonons.comparison import l1_share
 from defectnet.phonons.crystal import Folding, space_group
-from defectnet.phonons.hessian import evaluate_forces, force_constants, forces_at_rest, setup
+from defectnet.phonons.hessian import ONE_CELL, finite_differences, setup
 from defectnet.phonons.library import single_defect
 from defectnet.phonons.modes import Modes, diagonalise
 from defectnet.phonons.pdos import energy_edges, pdos
@@ -125,8 +125,7 @@ class Host:
 
         def compute():
             phonon = setup(self.primitive, self.folding(size).matrix, Phonons())
-            forces = evaluate_forces(phonon, self.model, "auto")
-            hessian = force_constants(phonon, forces, forces_at_rest(phonon, self.model))
+            hessian = finite_differences(phonon, self.model, "auto")
             return {"compact": hessian.compact, "evaluations": hessian.displacements}
 
         return self.kept(f"pristine-{size}", compute)
@@ -188,10 +187,9 @@ def references(host: Host, size: str, total: float | None) -> dict[str, np.ndarr
     relaxed = host.kept(f"relaxed-{label}", relaxation)
 
     def hessian():
-        phonon = setup(_atoms(relaxed), np.eye(3, dtype=int), Phonons())
-        forces = evaluate_forces(phonon, host.model, "auto", host.work / f"direct-{label}.partial.npy")
-        found = force_constants(phonon, forces, forces_at_rest(phonon, host.model))
-        return {"hessian": found.matrix.astype(np.float32), "evaluations": len(forces) + 1}
+        phonon = setup(_atoms(relaxed), ONE_CELL, Phonons())
+        found = finite_differences(phonon, host.model, "auto", host.work / f"direct-{label}.partial.npy")
+        return {"hessian": found.matrix.astype(np.float32), "evaluations": found.displacements + 1}
 
     direct = host.kept(f"direct-{label}", hessian)
     return (

@@ -68,6 +68,11 @@ def config_file(wildcards, output):
     return CONFIG_FILE
 
 
+def time_limit(wildcards, output, resources):
+    """Where a scheduler ends jobs, by when the command has to be through or to stop by itself."""
+    return f" --minutes {resources.runtime}" if "runtime" in resources.keys() else ""
+
+
 def host_rows(wildcards):
     """Digest of what the sheet says about the hosts of a batch, so that a changed row reruns its batch only."""
     text = repr([HOSTS[host_id] for host_id in BATCHES[wildcards.batch]])

@@ -14,6 +14,7 @@ rule library:
     params:
         defectnet=defectnet_with_potential,
         config=config_file,
+        limit=time_limit,
         needed=CONFIG.needs_library,
         potential=POTENTIAL,
         relaxation=CONFIG.relaxation.model_dump_json(exclude={"doped_cell", "start"}),
@@ -22,4 +23,4 @@ rule library:
     message:
         "Single defects of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{params.defectnet} library --config {params.config} --batch {wildcards.batch} > {log} 2>&1"
+        "{params.defectnet} library --config {params.config} --batch {wildcards.batch}{params.limit} > {log} 2>&1"

@@ -14,7 +14,6 @@ from defectnet.batches.worker import Job, enough_steps, problem_of, relaxation_r
 from defectnet.config import Config
 from defectnet.digests import digest
 from defectnet.dopants import Candidate
-from defectnet.errors import RecordError
 from defectnet.hosts.sheet import Host
 from defectnet.phonons.blocks import Blocks
 from defectnet.phonons.library import inequivalent_sites, single_defect
@@ -123,9 +122,7 @@ def read_library(
     for entry in library:
         if entry.host != plan.host_id or entry.status != "done":
             continue
-        record = store.find("library", entry.host, entry.key)
-        if record is None:
-            raise RecordError(f"{store.path('library', entry.host, entry.key)}: gone; run `defectnet library` again")
+        record = store.read("library", entry.host, entry.key)
         if not record.header["quality"]["converged"]:
             continue
         values = {

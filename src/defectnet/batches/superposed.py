@@ -15,7 +15,7 @@ from defectnet.batches.worker import PRISTINE, Job, modes_of, problem_of
 from defectnet.config import Config
 from defectnet.digests import digest
 from defectnet.dopants import Candidate
-from defectnet.errors import InputError, PhysicsError, RecordError
+from defectnet.errors import InputError, PhysicsError
 from defectnet.phonons.comparison import compare
 from defectnet.phonons.modes import Modes, diagonalise, stability
 from defectnet.progress import track
@@ -92,8 +92,8 @@ def _comparison(
     def compute(_checkpoint: Path) -> Record:
         rows = []
         for number, phonon_key in zip(numbers, direct, strict=True):
-            record = _existing(job, "phonons", plan.host_id, phonon_key)
-            relaxed = _existing(job, "relax", plan.host_id, record.header["relax_key"])
+            record = job.store.read("phonons", plan.host_id, phonon_key)
+            relaxed = job.store.read("relax", plan.host_id, record.header["relax_key"])
             positions = record.arrays.get("positions", relaxed.arrays["positions"])
             row = compare(library.superpose, plan.plans[number], modes_of(record), positions, spectra)
             rows.append({"number": number, "total_doping": len(plan.plans[number].sites) / plan.n_sites, **vars(row)})
@@ -101,13 +101,6 @@ def _comparison(
         return Record({"status": "done", "cost": {}}, {name: np.array([row[name] for row in rows]) for name in names})
 
     return job.item("superposed", plan.host_id, COMPARISON, key, compute, with_potential=False)
-
-
-def _existing(job: Job, stage: str, host: str, key: str) -> Record:
-    record = job.store.find(stage, host, key)
-    if record is None:
-        raise RecordError(f"{job.store.path(stage, host, key)}: gone; run `defectnet {stage}` again")
-    return record
 
 
 def _draw(job: Job, plan: HostPlan, symbols: Sequence[str], candidates: Sequence[Candidate], number: int) -> Plan:

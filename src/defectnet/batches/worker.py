@@ -14,6 +14,7 @@ from ase import Atoms
 from defectnet.config import Config
 from defectnet.errors import InputError, PhysicsError, RecordError
 from defectnet.hosts.sheet import Host
+from defectnet.interruption import uninterrupted
 from defectnet.phonons.modes import Modes
 from defectnet.potentials import LazyModel
 from defectnet.records import PHYSICS_VERSION, Entry, Record, RecordStore
@@ -75,8 +76,9 @@ class Job:
                 record = Record({"status": "failed", "reason": f"{type(error).__name__}: {error}", "cost": {}})
             record.header.update(stage=stage, host=host, item=item, physics=PHYSICS_VERSION)
             record.header["cost"]["wall_s"] = round(time.perf_counter() - began, 3)
-            self.store.save(stage, host, key, record)
-            checkpoint.unlink(missing_ok=True)
+            with uninterrupted():
+                self.store.save(stage, host, key, record)
+                checkpoint.unlink(missing_ok=True)
             if record.done:
                 log.info("%s %s: %s in %.1f s", host, item, stage, record.header["cost"]["wall_s"])
         entry = Entry(host, item, record.header["status"], key, record.header.get("reason", ""))

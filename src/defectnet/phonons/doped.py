@@ -11,9 +11,9 @@ import numpy as np
 from ase import Atoms
 
 from defectnet.config import Phonons, Relaxation
-from defectnet.phonons.hessian import ONE_CELL, evaluate_forces, force_constants, forces_at_rest, setup
+from defectnet.phonons.hessian import ONE_CELL, finite_differences, setup
 from defectnet.phonons.modes import Modes, diagonalise, lowest_mode, stability
-from defectnet.phonons.probing import probe
+from defectnet.phonons.probing import PRODUCTS_MIN, probe
 from defectnet.phonons.superposition import Superposition
 from defectnet.potentials.base import ForceModel, HasHessianVectorProduct
 from defectnet.relaxation import relax_doped
@@ -29,6 +29,9 @@ FOLLOW_STEP_A = 0.1
 
 ENERGY_GAIN_eV = 1e-4
 """Energy of the supercell that following a mode must gain at least."""
+
+PROBING_SHARE = 0.5
+"""What probing may cost at most, as a share of all finite differences, which take over where it fails."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ def doped_phonons(
     """Γ modes of a relaxed doped supercell.
 
     With a ``superposition`` and the plan of the cell, the superposed Hessian is refined by probing; without, or when
-    probing misses ``phonons.probing_tolerance``, finite differences give it all. An unstable mode is followed
-    downhill and the structure relaxed again, at most ``follow`` times; what is unstable after that stays so, with
-    negative energies. Raises :class:`PhysicsError` as relaxation and Hessian do.
+    probing would miss ``phonons.probing_tolerance`` at half their price, finite differences give it all. An unstable
+    mode is followed downhill and the structure relaxed again, at most ``follow`` times; what is unstable after that
+    stays so, with negative energies. Raises :class:`PhysicsError` as relaxation and Hessian do.
     """
     followed, evaluations = 0, 0
     while True:
@@ -94,16 +97,16 @@ def _hessian(
     checkpoint: Path | None,
 ) -> tuple[np.ndarray, str, dict[str, float]]:
     quality: dict[str, float] = {"force_evaluations": 0}
-    if superposition is not None and isinstance(model, HasHessianVectorProduct):
+    phonon = setup(atoms, ONE_CELL, phonons)
+    products = min(phonons.probes_max, int(PROBING_SHARE * len(phonon.displacements)) // 2)
+    if superposition is not None and isinstance(model, HasHessianVectorProduct) and products >= PRODUCTS_MIN:
         superpose, plan = superposition
-        probed = probe(superpose, plan, atoms, model, phonons.probing_tolerance, phonons.probes_max, rng)
+        probed = probe(superpose, plan, atoms, model, phonons.probing_tolerance, products, rng)
         quality = {"probes": probed.products, "probing_error": probed.error, "force_evaluations": 2 * probed.products}
         if probed.error <= phonons.probing_tolerance:
             return probed.hessian, "probed", quality
         log.info("probing left an error of %.3f; computing all force constants", probed.error)
-    phonon = setup(atoms, ONE_CELL, phonons)
-    forces = evaluate_forces(phonon, model, atoms_per_pass, checkpoint)
-    direct = force_constants(phonon, forces, forces_at_rest(phonon, model))
+    direct = finite_differences(phonon, model, atoms_per_pass, checkpoint)
     quality["force_evaluations"] += direct.displacements + 1
     quality["displacements"] = direct.displacements
     quality["acoustic_residual_eV_per_A2"] = direct.acoustic_residual_eV_per_A2

@@ -142,6 +142,14 @@ def force_constants(phonon: Phonopy, forces: np.ndarray, at_rest: np.ndarray | f
     return Hessian(0.5 * (matrix + matrix.T), compact, len(forces), residual)
 
 
+def finite_differences(
+    phonon: Phonopy, model: ForceModel, atoms_per_pass: int | Literal["auto"], checkpoint: Path | None = None
+) -> Hessian:
+    """Hessian of the supercell that :func:`setup` made; see :func:`evaluate_forces` and :func:`force_constants`."""
+    forces = evaluate_forces(phonon, model, atoms_per_pass, checkpoint)
+    return force_constants(phonon, forces, forces_at_rest(phonon, model))
+
+
 @dataclass(frozen=True)
 class ReferencePhonons:
     """Γ modes of a supercell from its reference Hessian.
@@ -169,8 +177,7 @@ def reference_phonons(
     Raises :class:`PhysicsError` when forces are not finite.
     """
     phonon = setup(atoms, expansion, settings)
-    forces = evaluate_forces(phonon, model, atoms_per_pass, checkpoint)
-    hessian = force_constants(phonon, forces, forces_at_rest(phonon, model))
+    hessian = finite_differences(phonon, model, atoms_per_pass, checkpoint)
     symbols = list(phonon.supercell.symbols)
     modes = diagonalise(hessian.matrix, atomic_masses[phonon.supercell.numbers], symbols)
     quality = {

@@ -32,6 +32,12 @@ HELD_OUT = 4
 BATCH = 4
 """Products between two estimates of the error."""
 
+PRODUCTS_MIN = HELD_OUT + BATCH
+"""Products before the first estimate."""
+
+ESTIMATES_MIN = 3
+"""Estimates before probing is given up."""
+
 CG_STEPS = 300
 CG_TOLERANCE = 1e-4
 
@@ -62,7 +68,8 @@ def probe(
 ) -> Probed:
     """Refine the superposed Hessian of ``plan`` for its relaxed structure ``atoms``.
 
-    Products are spent until the estimated error is below ``tolerance``, but at most ``products_max``.
+    Products are spent until the estimated error is below ``tolerance``, but at most ``products_max``, which is at least
+    :data:`PRODUCTS_MIN`, and no more once the error falls too slowly to get there.
     """
     n = len(atoms)
     root_mass = np.repeat(np.sqrt(atoms.get_masses()), 3)
@@ -74,7 +81,7 @@ def probe(
     translations = (np.eye(3)[None] * np.sqrt(atoms.get_masses())[:, None, None]).reshape(3 * n, 3)
 
     vectors, images = np.empty((3 * n, 0)), np.empty((3 * n, 0))
-    error = np.inf
+    errors: list[float] = []
 
     def refined(used: slice) -> np.ndarray:
         """D that agrees with the products ``used``, and with translations costing nothing."""
@@ -82,7 +89,7 @@ def probe(
         targets = np.hstack([images[:, used], np.zeros_like(translations)]) - start @ known
         return start + _most_probable(variance, known, targets)
 
-    counts = [HELD_OUT + BATCH] + [BATCH] * ((products_max - HELD_OUT - BATCH) // BATCH)
+    counts = [PRODUCTS_MIN] + [BATCH] * ((products_max - PRODUCTS_MIN) // BATCH)
     for count in track(counts, f"probing {atoms.get_chemical_formula()}"):
         fresh = rng.choice((-1.0, 1.0), size=(3 * n, count))
         displacements = (fresh / root_mass[:, None]).T.reshape(count, n, 3)
@@ -91,10 +98,19 @@ def probe(
         vectors, images = np.hstack([vectors, fresh]), np.hstack([images, answers])
         held, held_images = vectors[:, :HELD_OUT], images[:, :HELD_OUT]
         dynamical = refined(slice(HELD_OUT, None))
-        error = np.linalg.norm(held_images - dynamical @ held) / np.linalg.norm(held_images - pristine @ held)
-        if error < tolerance:
+        left = np.linalg.norm(held_images - dynamical @ held) / np.linalg.norm(held_images - pristine @ held)
+        errors.append(float(left))
+        if left < tolerance or _hopeless(errors, tolerance, len(counts)):
             break
-    return Probed(refined(slice(None)) / weight, vectors.shape[1], float(error))
+    return Probed(refined(slice(None)) / weight, vectors.shape[1], errors[-1])
+
+
+def _hopeless(errors: list[float], tolerance: float, estimates_max: int) -> bool:
+    """Whether errors that go on falling at their mean rate are still above the tolerance at the end."""
+    if len(errors) < ESTIMATES_MIN:
+        return False
+    rate = np.log(errors[-1] / errors[0]) / (len(errors) - 1)
+    return bool(np.log(errors[-1]) + rate * (estimates_max - len(errors)) > np.log(tolerance))
 
 
 def _variance(atoms: Atoms) -> np.ndarray:
