@@ -23,6 +23,7 @@ from defectnet.config import Config, default_yaml, json_schema, load_config
 from defectnet.errors import DefectnetError, InputError
 from defectnet.hosts.commands import app as hosts_app
 from defectnet.hosts.sheet import Host, read_sheet
+from defectnet.interruption import EXIT_CODE, Interrupted, stops_in_time
 from defectnet.layout import Layout
 from defectnet.potentials.commands import app as potentials_app
 
@@ -41,6 +42,9 @@ app.add_typer(records_app, name="records")
 
 ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file.")]
 Batch = Annotated[str, typer.Option("--batch", help="Name of a batch; a host id when hosts.per_batch is 1.")]
+Minutes = Annotated[
+    float | None, typer.Option("--minutes", min=0.1, help="Stop cleanly before this much wall time is over.")
+]
 DEFAULT_CONFIG = Path("config/config.yaml")
 
 
@@ -52,6 +56,9 @@ def main() -> None:
     except DefectnetError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as reason:
+        log.warning("stopped: %s; run again: everything finished is kept", reason)
+        sys.exit(EXIT_CODE)
 
 
 def _log_to_stderr() -> None:
@@ -176,57 +183,61 @@ def _manifest(layout: Layout, stage: str, batch: str) -> list[Any]:
 
 
 @app.command()
-def library(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def library(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
     """Relax hosts and compute their single defects; runs in the potential's environment."""
     from defectnet.batches import library_batch
     from defectnet.records import RecordStore, write_manifest
 
-    settings, hosts, layout = _batch(config, batch)
-    plans, _ = _plans(layout, batch)
-    planned = [host for host in hosts if host.id in plans] if settings.needs_library else []
-    entries = library_batch(planned, plans, settings, RecordStore(layout.records))
-    write_manifest(layout.batch("library", batch), entries)
+    with stops_in_time(minutes):
+        settings, hosts, layout = _batch(config, batch)
+        plans, _ = _plans(layout, batch)
+        planned = [host for host in hosts if host.id in plans] if settings.needs_library else []
+        entries = library_batch(planned, plans, settings, RecordStore(layout.records))
+        write_manifest(layout.batch("library", batch), entries)
 
 
 @app.command()
-def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
     """Relax hosts and doped supercells; runs in the potential's environment."""
     from defectnet.batches import PRISTINE, relax_batch
     from defectnet.records import Entry, RecordStore, write_manifest
 
-    settings, hosts, layout = _batch(config, batch)
-    plans, failed = _plans(layout, batch)
-    planned = [host for host in hosts if host.id in plans]
-    entries = [Entry(host_id, PRISTINE, "failed", reason=reason) for host_id, reason in failed.items()]
-    known = _manifest(layout, "library", batch)
-    entries += relax_batch(planned, plans, settings, RecordStore(layout.records), known)
-    write_manifest(layout.batch("relax", batch), entries)
+    with stops_in_time(minutes):
+        settings, hosts, layout = _batch(config, batch)
+        plans, failed = _plans(layout, batch)
+        planned = [host for host in hosts if host.id in plans]
+        entries = [Entry(host_id, PRISTINE, "failed", reason=reason) for host_id, reason in failed.items()]
+        known = _manifest(layout, "library", batch)
+        entries += relax_batch(planned, plans, settings, RecordStore(layout.records), known)
+        write_manifest(layout.batch("relax", batch), entries)
 
 
 @app.command()
-def phonons(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def phonons(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
     """Compute phonon modes of everything that is relaxed; runs in the potential's environment."""
     from defectnet.batches import phonon_batch
     from defectnet.records import RecordStore, write_manifest
 
-    settings, _, layout = _batch(config, batch)
-    relaxations, known = (_manifest(layout, stage, batch) for stage in ("relax", "library"))
-    plans, _ = _plans(layout, batch)
-    entries = phonon_batch(relaxations, plans, settings, RecordStore(layout.records), known)
-    write_manifest(layout.batch("phonons", batch), entries)
+    with stops_in_time(minutes):
+        settings, _, layout = _batch(config, batch)
+        relaxations, known = (_manifest(layout, stage, batch) for stage in ("relax", "library"))
+        plans, _ = _plans(layout, batch)
+        entries = phonon_batch(relaxations, plans, settings, RecordStore(layout.records), known)
+        write_manifest(layout.batch("phonons", batch), entries)
 
 
 @app.command()
-def superpose(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
+def superpose(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
     """Compare superposed with direct spectra and make many more; runs in the potential's environment."""
     from defectnet.batches import superpose_batch
     from defectnet.records import RecordStore, write_manifest
 
-    settings, _, layout = _batch(config, batch)
-    relaxations, computed, known = (_manifest(layout, stage, batch) for stage in ("relax", "phonons", "library"))
-    plans, _ = _plans(layout, batch)
-    entries = superpose_batch(relaxations, computed, plans, settings, RecordStore(layout.records), known)
-    write_manifest(layout.batch("superposed", batch), entries)
+    with stops_in_time(minutes):
+        settings, _, layout = _batch(config, batch)
+        relaxations, computed, known = (_manifest(layout, stage, batch) for stage in ("relax", "phonons", "library"))
+        plans, _ = _plans(layout, batch)
+        entries = superpose_batch(relaxations, computed, plans, settings, RecordStore(layout.records), known)
+        write_manifest(layout.batch("superposed", batch), entries)
 
 
 @app.command()
