@@ -2,6 +2,7 @@
 
 import json
 import random
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -420,6 +421,136 @@ def test_optimade_entries_become_hosts_or_reasons(tmp_path):
     }
     assert all(r.reason.startswith("some.jsonl:") for r in found.rejected)
     assert sources.optimade_file(path, ["_db_gap_oqmd_ev"]).hosts[0].gap_eV == 0.2
+
+
+# --- the SNUMAT archive -----------------------------------------------------------------------------------------------
+
+
+def snumat_entry(host: Host, icsd: int, first_line: str = "", **keys) -> dict:
+    """An entry as the archive of Kim et al. (2020) has it; the first line of its POSCAR is whatever was there."""
+    lines = host.build().to(fmt="poscar").splitlines()
+    return {
+        "Band_gap_GGA": 0.7 * host.gap_eV,
+        "Band_gap_GGA_optical": 0.8 * host.gap_eV,
+        "Band_gap_HSE": host.gap_eV,
+        "Band_gap_HSE_optical": 1.1 * host.gap_eV,
+        "Direct_or_indirect": "Direct",
+        "Direct_or_indirect_HSE": "Direct",
+        "ICSD_number": icsd,
+        "Magnetic_ordering": "NM",
+        "SNUMAT_id": f"SM-{icsd}",
+        "SOC": False,
+        "Space_group_rlx": 216,
+        "Structure_rlx": "\n".join([first_line, *lines[1:]]) + "\n",
+    } | keys
+
+
+def write_archive(path: Path, files: dict[str, dict | str]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("first_line", ["", "   ", "Ga As 1.0", "3", "{'system': ["])
+def test_snumat_entries_are_read_whatever_their_first_line(tmp_path, first_line):
+    archive = write_archive(tmp_path / "a.zip", {"x/GaAs_41674.json": snumat_entry(GAAS, 41674, first_line)})
+    (host,) = sources.snumat(archive).hosts
+    assert (host.id, host.formula, host.gap_eV, host.n_atoms) == ("GaAs_41674", "GaAs", 1.42, 2)
+    assert (host.source, host.reference) == ("snumat", "ICSD 41674, SNUMAT SM-41674, Kim et al. (2020)")
+    check_hosts([host], "sheet", PUBLISHED_VOCABULARY)
+    assert StructureMatcher(scale=False).fit(host.build(), GAAS.build())
+
+
+def test_whatever_an_archive_holds_is_a_host_or_a_reason(tmp_path):
+    alloy = {"Structure_rlx": "\n1.0\n4 0 0\n0 4 0\n0 0 4\n1\nDirect\n0 0 0\n"}
+    files = {
+        "db/GaAs_1.json": snumat_entry(GAAS, 1),
+        "db/GaAs_1 copy.json": snumat_entry(GAAS, 1),
+        "db/TiO2_2.json": snumat_entry(RUTILE, 2),
+        "db/Si_3.json": "{broken",
+        "db/Si_4.json": "[1, 2]",
+        "db/Si_5.json": {"ICSD_number": 5},
+        "db/Si_6.json": snumat_entry(SILICON, 6, **alloy),
+        "db/README.txt": "text",
+        "__MACOSX/db/._GaAs_1.json": "resource fork",
+    }
+    found = sources.snumat(write_archive(tmp_path / "a.zip", files))
+    assert sorted(ids(found.hosts)) == ["GaAs_1_copy", "TiO2_2"]
+    assert {r.id: r.rule for r in found.rejected} == {
+        "GaAs_1": "duplicate",
+        "Si_3": "unreadable",
+        "Si_4": "unreadable",
+        "Si_5": "unreadable",
+        "Si_6": "unreadable",
+    }
+    assert all(r.reason.startswith("db/") for r in found.rejected)
+    assert "same ICSD number as db/GaAs_1 copy.json" in found.rejected[0].reason
+
+
+def test_one_damaged_member_leaves_the_others(tmp_path):
+    path = write_archive(
+        tmp_path / "a.zip", {"GaAs_1.json": snumat_entry(GAAS, 1), "TiO2_2.json": snumat_entry(RUTILE, 2)}
+    )
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo("GaAs_1.json")
+    data = bytearray(path.read_bytes())
+    middle = member.header_offset + 30 + len(member.filename) + member.compress_size // 2
+    data[middle : middle + 8] = bytes(8)
+    path.write_bytes(data)
+    found = sources.snumat(path)
+    assert ids(found.hosts) == ["TiO2_2"]
+    assert [(r.id, r.rule) for r in found.rejected] == [("GaAs_1", "unreadable")]
+    assert "damaged in the archive" in found.rejected[0].reason
+
+
+@pytest.mark.parametrize(
+    ("gaps", "fields", "gap_eV"),
+    [
+        ({"Band_gap_HSE": 1.5, "Band_gap_HSE_optical": 1.9, "Band_gap_GGA": 0.9}, None, 1.5),
+        ({"Band_gap_HSE": "1.5"}, None, 1.5),
+        ({"Band_gap_HSE06": 1.5}, None, 1.5),
+        ({"HSE_band_gap": 1.5}, None, 1.5),
+        ({"Band_gap_HSE": None, "Band_gap_HSE_optical": 1.9, "Band_gap_GGA": 0.9}, None, None),
+        ({"Band_gap_HSE": "na", "Band_gap_GGA": 0.9}, None, None),
+        ({"Band_gap_HSE": float("nan")}, None, None),
+        ({"Band_gap_HSE": None, "Band_gap_GGA": 0.9}, ["Band_gap_HSE", "Band_gap_GGA"], 0.9),
+    ],
+)
+def test_gaps_are_those_of_the_hybrid_functional_unless_others_are_wanted(tmp_path, gaps, fields, gap_eV):
+    entry = {key: value for key, value in snumat_entry(GAAS, 1).items() if not key.startswith("Band")} | gaps
+    archive = write_archive(tmp_path / "a.zip", {"GaAs_1.json": entry})
+    (host,) = sources.snumat(archive, *([fields] if fields else [])).hosts
+    assert host.gap_eV == gap_eV
+
+
+@pytest.mark.parametrize("content", [None, b"not a zip", b""], ids=["missing", "no zip", "empty"])
+def test_a_wrong_archive_is_an_error(tmp_path, content):
+    path = tmp_path / "a.zip"
+    if content is not None:
+        path.write_bytes(content)
+    assert "--path:" in problems_of(sources.snumat, path)[0]
+
+
+def test_an_archive_of_something_else_is_an_error(tmp_path):
+    assert "Formula_ICSD.json" in problems_of(sources.snumat, write_archive(tmp_path / "a.zip", {"x.txt": "x"}))[0]
+
+
+def test_hosts_are_drawn_from_an_archive(tmp_path):
+    """Polymorph, duplicate crystal under another ICSD number, gap below the limit: two hosts of four can be drawn."""
+    rocksalt = replace(GAAS, spacegroup="Fm-3m", a=5.3, b=5.3, c=5.3, sites="Ga 4a 0 0 0; As 4b 1/2 1/2 1/2")
+    files = {
+        "GaAs_1.json": snumat_entry(GAAS, 1),
+        "GaAs_2.json": snumat_entry(GAAS, 2),
+        "GaAs_3.json": snumat_entry(rocksalt, 3, Band_gap_HSE=0.0),
+        "TiO2_4.json": snumat_entry(RUTILE, 4),
+    }
+    archive, output = write_archive(tmp_path / "a.zip", files), tmp_path / "hosts.tsv"
+    arguments = ["--source", "snumat", "--path", archive, "--require-gap", "--gap-min", 0.1]
+    out = run("select", *arguments, "--n", 2, "--output", output)
+    assert "1 rejected: duplicate" in out and "1 rejected: gap" in out
+    assert ids(read_sheet(output)) == ["GaAs_1", "TiO2_4"]
+    assert "all sound" in run("check", output)
 
 
 # --- filters ----------------------------------------------------------------------------------------------------------

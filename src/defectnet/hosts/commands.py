@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,14 +33,31 @@ class Source(StrEnum):
 
     CURATED = "curated"
     DIRECTORY = "directory"
+    SNUMAT = "snumat"
     OPTIMADE_FILE = "optimade-file"
+    OPTIMADE = "optimade"
+    MATERIALS_PROJECT = "materials-project"
 
 
 @app.command()
 def select(
     source: Annotated[Source, typer.Option(help="Kind of candidates.")] = Source.CURATED,
     path: Annotated[
-        Path | None, typer.Option(help="Sheet, directory or JSON-lines file; curated has one of its own.")
+        Path | None,
+        typer.Option(
+            help="Sheet, directory, archive or JSON-lines file; curated has one of its own. "
+            "For databases the folder that keeps their answers, results/downloads by default."
+        ),
+    ] = None,
+    provider: Annotated[
+        list[str] | None, typer.Option(help="OPTIMADE provider: its id (mp, oqmd) or a base URL; repeat.")
+    ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option("--filter", help="What to ask a database for: an OPTIMADE filter; for materials-project JSON."),
+    ] = None,
+    page_limit: Annotated[
+        int | None, typer.Option(min=1, help="Structures per OPTIMADE page; by default as many as the server likes.")
     ] = None,
     n: Annotated[int | None, typer.Option(min=1, help="Hosts in the finished sheet; all that pass by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the choice; run.seed by default.")] = None,
@@ -50,7 +69,8 @@ def select(
     gap_max: Annotated[float | None, typer.Option(help="Largest known band gap in eV.")] = None,
     require_gap: Annotated[bool, typer.Option("--require-gap", help="Drop hosts without a known gap.")] = False,
     gap_field: Annotated[
-        list[str] | None, typer.Option(help="OPTIMADE field with the gap in eV; wildcards; repeat, best first.")
+        list[str] | None,
+        typer.Option(help="OPTIMADE field or SNUMAT key with the gap in eV; wildcards; repeat, best first."),
     ] = None,
     config: CONFIG = None,
     rejected: Annotated[Path | None, typer.Option(help="Table of every rejected candidate and why.")] = None,
@@ -75,7 +95,7 @@ def select(
         require_gap=require_gap,
     )
     existing = sheet.read_sheet(extend) if extend else []
-    found = _candidates(source, path, gap_field)
+    found = _candidates(source, path, gap_field, provider, query, page_limit)
     suitable = filters.apply_criteria(found.hosts, criteria)
     unique = filters.drop_duplicates(suitable.hosts, existing, partial(_progress, label="duplicates"))
     refused = [*found.rejected, *suitable.rejected, *unique.rejected]
@@ -83,10 +103,11 @@ def select(
         filters.write_rejections(rejected, refused)
     _print_summary(len(found.hosts) + len(found.rejected), refused, len(unique.hosts))
     selected = select_hosts(unique.hosts, n, settings.run.seed if seed is None else seed, existing)
+    comment = f"{source}: {', '.join([*(provider or []), query])}" if query else ""
     if extend:
-        sheet.extend_sheet(extend, selected)
+        sheet.extend_sheet(extend, selected, comment)
     else:
-        sheet.write_sheet(output, selected)
+        sheet.write_sheet(output, selected, comment)
     typer.echo(f"{extend or output}: {len(existing) + len(selected)} hosts, {len(selected)} of them new")
 
 
@@ -125,23 +146,59 @@ def _settings(config: Path | None) -> Config:
     return load_config(config) if config else Config()
 
 
-def _candidates(source: Source, path: Path | None, gap_fields: list[str] | None) -> Candidates:
+def _candidates(
+    source: Source,
+    path: Path | None,
+    gap_fields: list[str] | None,
+    providers: list[str] | None,
+    query: str | None,
+    page_limit: int | None,
+) -> Candidates:
     from defectnet.hosts import sources
 
+    if (providers or page_limit) and source is not Source.OPTIMADE:
+        raise InputError(
+            f"--provider, --page-limit: not for --source {source}; leave them out or use --source optimade"
+        )
     if source is Source.CURATED:
         return sources.curated(path or sources.CURATED_SHEET)
+    if source in (Source.OPTIMADE, Source.MATERIALS_PROJECT):
+        if not query:
+            raise InputError(f"--filter: needed with --source {source}; say which structures to download")
+        folder, progress = path or sources.DOWNLOADS, partial(_progress, label="pages")
+        if source is Source.MATERIALS_PROJECT:
+            return sources.materials_project(_search_arguments(query), folder, progress)
+        if not providers:
+            raise InputError("--provider: needed with --source optimade; give a provider id such as mp, or a base URL")
+        return sources.optimade(providers, query, folder, gap_fields or sources.GAP_FIELDS, page_limit, progress)
     if path is None:
         raise InputError(f"--path: needed with --source {source}; give the directory or file to read")
     if source is Source.DIRECTORY:
         return sources.directory(path, partial(_progress, label="files"))
-    return sources.optimade_file(path, gap_fields or sources.GAP_FIELDS, partial(_progress, label="entries"))
+    progress = partial(_progress, label="entries")
+    if source is Source.SNUMAT:
+        return sources.snumat(path, gap_fields or sources.SNUMAT_GAP_FIELDS, progress)
+    return sources.optimade_file(path, gap_fields or sources.GAP_FIELDS, progress)
 
 
-def _progress(items, label: str):
-    """A progress bar on a terminal, nothing in a log."""
-    from tqdm import tqdm
+def _search_arguments(query: str) -> dict[str, Any]:
+    """Arguments of the Materials Project's search from JSON text."""
+    try:
+        arguments = json.loads(query)
+    except ValueError as error:
+        arguments = error
+    if not isinstance(arguments, dict) or not arguments:
+        raise InputError(
+            f"--filter: {query!r} is not a JSON object of arguments of MPRester.materials.summary.search; write "
+            """'{"num_elements": [2, 5], "band_gap": [0.1, 10]}'"""
+        )
+    return arguments
 
-    return tqdm(items, desc=label, disable=None, leave=False)
+
+def _progress(items: Sequence[Any], label: str) -> Iterable[Any]:
+    from defectnet.progress import track  # tqdm only where there is something to show
+
+    return track(items, label)
 
 
 def _print_summary(candidates: int, rejected: list[Rejection], suitable: int) -> None:

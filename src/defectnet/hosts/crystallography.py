@@ -169,6 +169,13 @@ def _operations(hall: int) -> tuple[np.ndarray, np.ndarray]:
     return operations["rotations"], operations["translations"]
 
 
+def general_positions(spacegroup: str) -> int:
+    """Multiplicity of the general position in the conventional cell; divided by that of a site, the order of the
+    site's symmetry.
+    """
+    return len(_operations(hall_number(spacegroup))[0])
+
+
 # --- sites ------------------------------------------------------------------------------------------------------------
 
 
@@ -448,23 +455,45 @@ def read_structure(path: Path) -> Structure:
     except Exception as error:  # parsers raise whatever they stumble over
         message = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"structure: {path} cannot be read ({message}); correct or remove the file") from None
+    return ordered(structure, str(path))
+
+
+def read_poscar(text: str, name: str) -> Structure:
+    """Ordered crystal from the text of a POSCAR, called ``name`` in messages. Raises :class:`InputError`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            structure = _parse_poscar(text)
+    except Exception as error:  # parsers raise whatever they stumble over
+        message = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"structure: {name} cannot be read ({message}); correct or remove it") from None
+    return ordered(structure, name)
+
+
+def ordered(structure: Structure, name: str) -> Structure:
+    """The structure without oxidation states, once it is known to have one chemical element on every site.
+
+    Raises :class:`InputError` that calls it ``name`` otherwise.
+    """
     if not structure.is_ordered:
-        raise InputError(f"structure: {path} has partial occupancy; give an ordered structure")
+        raise InputError(f"structure: {name} has partial occupancy; give an ordered structure")
     structure.remove_oxidation_states()
     unknown = sorted({site.specie.symbol for site in structure} - set(chemical_symbols[1:]))
     if unknown:
-        raise InputError(f"structure: {path} contains {', '.join(unknown)}, not a chemical element; correct the file")
+        raise InputError(f"structure: {name} contains {', '.join(unknown)}, not a chemical element; correct it")
     return structure
 
 
 def _read_with_pymatgen(path: Path) -> Structure:
+    return Structure.from_file(path) if path.suffix.lower() == ".cif" else _parse_poscar(path.read_text())
+
+
+def _parse_poscar(text: str) -> Structure:
     from pymatgen.io.vasp.inputs import BadPoscarWarning
 
-    if path.suffix.lower() == ".cif":
-        return Structure.from_file(path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", BadPoscarWarning)  # a POSCAR without symbols gets invented elements otherwise
-        return Structure.from_str(path.read_text(), fmt="poscar")
+        return Structure.from_str(text, fmt="poscar")
 
 
 def _read_extxyz(path: Path) -> Structure:

@@ -21,7 +21,7 @@ from defectnet.files import write_atomically
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-SOURCES = ("curated", "directory", "optimade")
+SOURCES = ("curated", "directory", "optimade", "snumat", "materials-project")
 
 CELL_COLUMNS = ("spacegroup", "a", "b", "c", "alpha", "beta", "gamma", "sites")
 
@@ -39,7 +39,7 @@ class Host:
     sites: ``Ga 4a 0 0 0; As 4c 1/4 1/4 1/4``.
     structure: file with the crystal instead; relative to the sheet's folder in the sheet, a usable path here.
     gap_eV: band gap. n_atoms: atoms in the primitive cell.
-    source: curated, directory or optimade. reference: citation or provider id.
+    source: one of :data:`SOURCES`. reference: citation, or the database's id with the date it was downloaded.
     line: line of the sheet it was read from, for messages.
     """
 
@@ -124,20 +124,27 @@ def read_sheet(path: str | Path) -> list[Host]:
     return hosts
 
 
-def write_sheet(path: str | Path, hosts: Iterable[Host]) -> None:
-    """Write a sheet, replacing the file in one step; ``structure`` paths become relative to its folder."""
+def write_sheet(path: str | Path, hosts: Iterable[Host], comment: str = "") -> None:
+    """Write a sheet, replacing the file in one step; ``structure`` paths become relative to its folder.
+
+    ``comment`` is a line of its own above the header.
+    """
     path = Path(path)
-    lines = ["\t".join(COLUMNS), *(_format_row(host, path.parent) for host in hosts)]
+    lines = [*_format_comment(comment), "\t".join(COLUMNS), *(_format_row(host, path.parent) for host in hosts)]
     write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 
-def extend_sheet(path: str | Path, hosts: Iterable[Host]) -> None:
-    """Append rows to a sheet, in one step; what is there, comments included, stays byte for byte."""
+def extend_sheet(path: str | Path, hosts: Iterable[Host], comment: str = "") -> None:
+    """Append rows to a sheet, in one step; what is there, comments included, stays byte for byte.
+
+    ``comment`` is a line of its own above the new rows.
+    """
     path = Path(path)
     text = path.read_text(encoding="utf-8")
     if not text.endswith("\n"):
         text += "\n"
-    write_atomically(path, (text + "".join(_format_row(host, path.parent) + "\n" for host in hosts)).encode())
+    lines = [*_format_comment(comment), *(_format_row(host, path.parent) for host in hosts)]
+    write_atomically(path, (text + "".join(f"{line}\n" for line in lines)).encode())
 
 
 def check_hosts(
@@ -257,6 +264,10 @@ def _parse_row(values: Sequence[str], folder: Path, line: int) -> Host:
     if problems:
         raise InputError("\n".join(problems))
     return Host(**row, line=line)
+
+
+def _format_comment(comment: str) -> list[str]:
+    return [f"# {' '.join(comment.split())}"] if comment else []
 
 
 def _format_row(host: Host, folder: Path) -> str:
