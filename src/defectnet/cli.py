@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from rich.table import Table
 from defectnet import __version__
 from defectnet.config import Config, default_yaml, json_schema, load_config
 from defectnet.errors import DefectnetError, InputError
+from defectnet.gpus import one_gpu
 from defectnet.hosts.commands import app as hosts_app
 from defectnet.hosts.sheet import Host, read_sheet
 from defectnet.interruption import EXIT_CODE, Interrupted, stops_in_time
@@ -44,6 +47,9 @@ ConfigFile = Annotated[Path, typer.Option("--config", help="Configuration file."
 Batch = Annotated[str, typer.Option("--batch", help="Name of a batch; a host id when hosts.per_batch is 1.")]
 Minutes = Annotated[
     float | None, typer.Option("--minutes", min=0.1, help="Stop cleanly before this much wall time is over.")
+]
+Gpus = Annotated[
+    int | None, typer.Option("--gpus", min=1, help="Choose one of so many GPUs, the one that fewest jobs use.")
 ]
 DEFAULT_CONFIG = Path("config/config.yaml")
 
@@ -104,6 +110,60 @@ def check(
         log.info(line)
 
 
+@app.command()
+def status(
+    config: ConfigFile = DEFAULT_CONFIG,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; docs/status.md explains its keys.")] = False,
+) -> None:
+    """Say how far a run is, while it runs or after it stopped; changes nothing."""
+    from defectnet.status import show, survey
+
+    found = survey(*_run(config), time.time())
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    show(found, Console() if sys.stdout.isatty() else Console(width=160))
+
+
+@app.command()
+def plan(
+    config: ConfigFile = DEFAULT_CONFIG,
+    profile: Annotated[Path | None, typer.Option(help="Folder of a Snakemake profile whose limits to check.")] = None,
+    costs: Annotated[Path, typer.Option(help="What was learned from earlier runs.")] = Path("config/costs.json"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is left to do and what it will take, before anything is submitted."""
+    from defectnet.costs import Costs
+    from defectnet.plan import limits_exceeded, show
+    from defectnet.plan import plan as plan_campaign
+
+    planned = plan_campaign(*_run(config), Costs.read(costs))
+    warnings = limits_exceeded(planned, profile) if profile else []
+    if as_json:
+        print(json.dumps({**asdict(planned), "warnings": warnings}, indent=1))
+        return
+    show(planned, Console() if sys.stdout.isatty() else Console(width=120))
+    for warning in warnings:
+        log.warning(warning)
+
+
+@app.command()
+def costs(
+    config: Annotated[list[Path], typer.Option(help="Configuration of a finished run; may be given several times.")],
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("config/costs.json"),
+) -> None:
+    """Learn from finished runs what things cost, for `defectnet plan` and hosts.per_batch: auto."""
+    from defectnet.batches import assign
+    from defectnet.calibration import Calibration
+
+    calibration = Calibration()
+    for path in config:
+        settings, hosts, _ = _run(path)
+        calibration.observe(settings, hosts, assign(hosts, settings))
+    calibration.costs().write(output)
+    log.info("wrote %s", output)
+
+
 def _run(config: Path) -> tuple[Config, list[Host], Layout]:
     settings = load_config(config)
     return settings, read_sheet(settings.hosts.sheet), Layout(Path(settings.run.results))
@@ -113,7 +173,7 @@ def _batch(config: Path, name: str) -> tuple[Config, list[Host], Layout]:
     from defectnet.batches import select_batch
 
     settings, hosts, layout = _run(config)
-    return settings, select_batch(hosts, settings.hosts.per_batch, name), layout
+    return settings, select_batch(hosts, settings, name), layout
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -168,14 +228,6 @@ def supercells(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
     _write_json(layout.batch("supercells", batch), {"plans": plans, "failed": failed})
 
 
-def _plans(layout: Layout, batch: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Plans by host, and for hosts without one the reason."""
-    from defectnet.supercells import HostPlan
-
-    made = _read_json(layout.batch("supercells", batch), "defectnet supercells")
-    return {host_id: HostPlan.from_dict(plan) for host_id, plan in made["plans"].items()}, made["failed"]
-
-
 def _manifest(layout: Layout, stage: str, batch: str) -> list[Any]:
     from defectnet.records import read_manifest
 
@@ -183,28 +235,30 @@ def _manifest(layout: Layout, stage: str, batch: str) -> list[Any]:
 
 
 @app.command()
-def library(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
+def library(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None, gpus: Gpus = None) -> None:
     """Relax hosts and compute their single defects; runs in the potential's environment."""
     from defectnet.batches import library_batch
     from defectnet.records import RecordStore, write_manifest
+    from defectnet.supercells import read_plans
 
-    with stops_in_time(minutes):
+    with stops_in_time(minutes), one_gpu(gpus):
         settings, hosts, layout = _batch(config, batch)
-        plans, _ = _plans(layout, batch)
+        plans, _ = read_plans(layout.batch("supercells", batch))
         planned = [host for host in hosts if host.id in plans] if settings.needs_library else []
         entries = library_batch(planned, plans, settings, RecordStore(layout.records))
         write_manifest(layout.batch("library", batch), entries)
 
 
 @app.command()
-def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
+def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None, gpus: Gpus = None) -> None:
     """Relax hosts and doped supercells; runs in the potential's environment."""
     from defectnet.batches import PRISTINE, relax_batch
     from defectnet.records import Entry, RecordStore, write_manifest
+    from defectnet.supercells import read_plans
 
-    with stops_in_time(minutes):
+    with stops_in_time(minutes), one_gpu(gpus):
         settings, hosts, layout = _batch(config, batch)
-        plans, failed = _plans(layout, batch)
+        plans, failed = read_plans(layout.batch("supercells", batch))
         planned = [host for host in hosts if host.id in plans]
         entries = [Entry(host_id, PRISTINE, "failed", reason=reason) for host_id, reason in failed.items()]
         known = _manifest(layout, "library", batch)
@@ -213,29 +267,31 @@ def relax(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = 
 
 
 @app.command()
-def phonons(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
+def phonons(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None, gpus: Gpus = None) -> None:
     """Compute phonon modes of everything that is relaxed; runs in the potential's environment."""
     from defectnet.batches import phonon_batch
     from defectnet.records import RecordStore, write_manifest
+    from defectnet.supercells import read_plans
 
-    with stops_in_time(minutes):
+    with stops_in_time(minutes), one_gpu(gpus):
         settings, _, layout = _batch(config, batch)
         relaxations, known = (_manifest(layout, stage, batch) for stage in ("relax", "library"))
-        plans, _ = _plans(layout, batch)
+        plans, _ = read_plans(layout.batch("supercells", batch))
         entries = phonon_batch(relaxations, plans, settings, RecordStore(layout.records), known)
         write_manifest(layout.batch("phonons", batch), entries)
 
 
 @app.command()
-def superpose(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None) -> None:
+def superpose(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes = None, gpus: Gpus = None) -> None:
     """Compare superposed with direct spectra and make many more; runs in the potential's environment."""
     from defectnet.batches import superpose_batch
     from defectnet.records import RecordStore, write_manifest
+    from defectnet.supercells import read_plans
 
-    with stops_in_time(minutes):
+    with stops_in_time(minutes), one_gpu(gpus):
         settings, _, layout = _batch(config, batch)
         relaxations, computed, known = (_manifest(layout, stage, batch) for stage in ("relax", "phonons", "library"))
-        plans, _ = _plans(layout, batch)
+        plans, _ = read_plans(layout.batch("supercells", batch))
         entries = superpose_batch(relaxations, computed, plans, settings, RecordStore(layout.records), known)
         write_manifest(layout.batch("superposed", batch), entries)
 
@@ -263,14 +319,17 @@ def train(
     config: ConfigFile = DEFAULT_CONFIG,
     split: Annotated[str, typer.Option(help="What the test part shares with the training part: host or row.")] = "host",
     repeat: Annotated[int, typer.Option(min=0, help="Number of the repetition; each draws another split.")] = 0,
+    minutes: Minutes = None,
+    gpus: Gpus = None,
 ) -> None:
     """Train DefectNet on one split of the dataset."""
-    from defectnet.training.fit import train as fit
+    with stops_in_time(minutes), one_gpu(gpus):
+        from defectnet.training.fit import train as fit
 
-    settings = load_config(config)
-    layout = Layout(Path(settings.run.results))
-    path = fit(layout.dataset, settings.training, split, repeat, settings.run.seed, layout.model(split, repeat))
-    log.info("wrote %s", path)
+        settings = load_config(config)
+        layout = Layout(Path(settings.run.results))
+        path = fit(layout.dataset, settings.training, split, repeat, settings.run.seed, layout.model(split, repeat))
+        log.info("wrote %s", path)
 
 
 @app.command()

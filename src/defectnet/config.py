@@ -55,8 +55,11 @@ class Hosts(Block):
     """Host crystals and how they are shared out to jobs."""
 
     sheet: str = Field("config/hosts/demo.tsv", description="Host sheet made by `defectnet hosts select`.")
-    per_batch: int = Field(
-        1, ge=1, description="Hosts per job. 1 fans out per host; on a cluster choose tens of minutes of work."
+    per_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        1, description="Hosts per job; 1 fans out per host, auto fills batch_minutes by the costs in config/costs.json."
+    )
+    batch_minutes: float = Field(
+        60, gt=0, description="Wall time of the longest job of a batch that per_batch: auto aims at."
     )
     vocabulary: tuple[Element, ...] = Field(
         PUBLISHED_VOCABULARY, min_length=2, description="Elements that hosts and dopants may contain."
@@ -130,6 +133,11 @@ class Potential(Block):
     atoms_per_pass: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="Most atoms of displaced copies in one forward pass; auto takes 32 on a CPU and fills a GPU.",
+    )
+    atoms_per_second: float | None = Field(
+        None,
+        gt=0,
+        description="Atoms whose forces a job gets per second, for planning; null: as learned in config/costs.json.",
     )
     python: str = Field(
         ".venvs/sevennet/bin/python",
@@ -285,9 +293,14 @@ def load_config(path: str | Path) -> Config:
     return parse_config({} if values is None else values, str(path))
 
 
+def config_path(config: Config, directory: Path) -> Path:
+    """Where :func:`write_config` puts a configuration: its name is its content's."""
+    return directory / f"{config.digest()[:16]}.yaml"
+
+
 def write_config(config: Config, directory: Path) -> Path:
-    """Write a configuration as ``<directory>/<digest>.yaml`` unless it is there; returns the path."""
-    path = directory / f"{config.digest()[:16]}.yaml"
+    """Write a configuration to its :func:`config_path` unless it is there; returns the path."""
+    path = config_path(config, directory)
     if not path.exists():
         text = io.BytesIO()
         YAML(typ="safe").dump(config.model_dump(mode="json"), text)

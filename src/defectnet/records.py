@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,25 @@ class Record:
 
 def read_record(path: Path) -> Record:
     """Read one record. Raises :class:`RecordError` if it is damaged, FileNotFoundError if there is none."""
+    with _opened(path) as file:
+        return Record(json.loads(file.attrs["header"]), {name: file[name][()] for name in file})
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read the header of a record and not its arrays; raises as :func:`read_record` does."""
+    with _opened(path) as file:
+        return json.loads(file.attrs["header"])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
     data = path.read_bytes()
     content, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if hashlib.sha256(content).digest() != checksum:  # before HDF5 sees it: damaged metadata can crash the library
         raise RecordError(f"{path}: content does not match its checksum")
     try:
         with h5py.File(io.BytesIO(content), "r") as file:
-            return Record(json.loads(file.attrs["header"]), {name: file[name][()] for name in file})
+            yield file
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise RecordError(f"{path}: not a readable record ({error})") from None
 

@@ -7,11 +7,13 @@ so its ``supercell_matrix`` is ``T.T``. Concentrations are dopant atoms / sites 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ from pymatgen.core import Structure
 
 from defectnet.config import Supercells
 from defectnet.dopants import Candidate
-from defectnet.errors import InputError, PhysicsError
+from defectnet.errors import InputError, PhysicsError, RecordError
 from defectnet.seeds import generator
 
 SHAPE_TOLERANCE = 0.05
@@ -77,12 +79,14 @@ class HostPlan:
 
     matrix     : integer [3, 3] expansion matrix T.
     n_sites    : atoms of the supercell ``expand(primitive, matrix)``, which the sites of ``plans`` index.
+    orbits     : (atom, symbol) of the first of each set of symmetry-equivalent atoms of the primitive cell.
     candidates : the dopants that could have been chosen.
     """
 
     host_id: str
     matrix: np.ndarray
     n_sites: int
+    orbits: tuple[tuple[int, str], ...]
     candidates: tuple[Candidate, ...]
     plans: tuple[Plan, ...]
 
@@ -92,6 +96,7 @@ class HostPlan:
             "host_id": self.host_id,
             "matrix": self.matrix.tolist(),
             "n_sites": self.n_sites,
+            "orbits": self.orbits,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "plans": [{"sites": list(plan.sites), "dopants": list(plan.dopants)} for plan in self.plans],
         }
@@ -103,9 +108,23 @@ class HostPlan:
             host_id=values["host_id"],
             matrix=np.array(values["matrix"], dtype=int),
             n_sites=values["n_sites"],
+            orbits=tuple((atom, symbol) for atom, symbol in values["orbits"]),
             candidates=tuple(Candidate.from_dict(candidate) for candidate in values["candidates"]),
             plans=tuple(Plan(tuple(plan["sites"]), tuple(plan["dopants"])) for plan in values["plans"]),
         )
+
+
+def read_plans(path: Path) -> tuple[dict[str, HostPlan], dict[str, str]]:
+    """Plans by host of one batch, and for hosts without one the reason. Raises :class:`RecordError`."""
+    try:
+        made = json.loads(path.read_text())
+        return {host_id: HostPlan.from_dict(plan) for host_id, plan in made["plans"].items()}, made["failed"]
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such file; run `defectnet supercells` for this batch, or the workflow") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"{path}: not a file of plans ({type(error).__name__}: {error}); delete it and run again"
+        ) from None
 
 
 # --- expansion ---------------------------------------------------------------------------------------------------
@@ -460,10 +479,10 @@ def plan_host(
         pbc=True,
     )
     crystal = (primitive.cell.array, primitive.get_scaled_positions(), primitive.numbers)
-    rotations = spglib.get_symmetry_dataset(crystal, symprec=_SYMPREC_A).rotations
+    symmetry = spglib.get_symmetry_dataset(crystal, symprec=_SYMPREC_A)
     try:
         matrix = expansion_matrix(
-            primitive.cell.array, len(primitive), settings.atoms_min, settings.atoms_max, rotations
+            primitive.cell.array, len(primitive), settings.atoms_min, settings.atoms_max, symmetry.rotations
         )
         symbols = expand(primitive, matrix).atoms.get_chemical_symbols()
         plans: list[Plan] = []
@@ -483,7 +502,8 @@ def plan_host(
             plans.append(plan)
     except InputError as error:
         raise InputError(f"{host_id}: {error}") from None
-    return HostPlan(host_id, matrix, len(symbols), tuple(candidates), tuple(plans))
+    orbits = tuple((atom, primitive.symbols[atom]) for atom in sorted(set(symmetry.equivalent_atoms.tolist())))
+    return HostPlan(host_id, matrix, len(symbols), orbits, tuple(candidates), tuple(plans))
 
 
 def apply(plan: Plan, supercell: Atoms) -> Atoms:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ase.data import atomic_masses, atomic_numbers, chemical_symbols
-from fakes import exact_hessian
+from fakes import exact_hessian, rock_salt
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -141,8 +141,10 @@ def is_host(*symbols):
 
 @given(st.integers(1, 40), st.integers(0, 30), st.integers(1, 12))
 def test_appended_hosts_never_move_earlier_ones(number, more, per_batch):
-    ids = [f"host-{i}" for i in range(number + more)]
-    before, after = assign(ids[:number], per_batch), assign(ids, per_batch)
+    hosts = [replace(rock_salt("x", "Na", "Cl", 5.64), id=f"host-{i}") for i in range(number + more)]
+    settings = parse_config({"hosts": {"per_batch": per_batch}}, "test")
+    before, after = assign(hosts[:number], settings), assign(hosts, settings)
+    ids = [host.id for host in hosts]
     for name, members in before.items():
         assert after[name][: len(members)] == members
     # Every host is in one batch, in the order of the sheet, and batches are full but for the last.
@@ -151,17 +153,18 @@ def test_appended_hosts_never_move_earlier_ones(number, more, per_batch):
     assert list(after)[: len(before)] == list(before)
 
 
-def test_batch_of_one_is_named_after_its_host():
-    assert assign(["b", "a"], 1) == {"b": ["b"], "a": ["a"]}
-    assert assign([], 3) == {}
+def test_batch_of_one_is_named_after_its_host(hosts, config):
+    assert assign(hosts[:2], config) == {host.id: [host.id] for host in hosts[:2]}
+    assert assign([], changed(config, hosts={"per_batch": 3})) == {}
 
 
-def test_hosts_of_a_batch(hosts):
-    first, second = assign([host.id for host in hosts], 2)
-    assert select_batch(hosts, 2, first) == hosts[:2]
-    assert select_batch(hosts, 2, second) == hosts[2:]
+def test_hosts_of_a_batch(hosts, config):
+    pairs = changed(config, hosts={"per_batch": 2})
+    first, second = assign(hosts, pairs)
+    assert select_batch(hosts, pairs, first) == hosts[:2]
+    assert select_batch(hosts, pairs, second) == hosts[2:]
     with pytest.raises(InputError, match=rf"no batch 'x'.*{first}"):
-        select_batch(hosts, 2, "x")
+        select_batch(hosts, pairs, "x")
 
 
 # --- end to end ---------------------------------------------------------------------------------------------------
@@ -883,7 +886,8 @@ def test_dataset_holds_every_fidelity(complete, two, arranged, cheap, tmp_path):
     copy_records(complete.store, tmp_path / "records")
     layout = Layout(tmp_path)
     write_plans(layout, "batch-00000", arranged)
-    for stage, entries in (("phonons", complete.phonons), ("superposed", complete.superposed)):
+    stages = ("library", complete.library), ("phonons", complete.phonons), ("superposed", complete.superposed)
+    for stage, entries in stages:
         write_manifest(layout.batch(stage, "batch-00000"), entries)
     number, missing = aggregate(two, changed(cheap, hosts={"per_batch": 2}), layout)
     assert missing == []
@@ -919,6 +923,19 @@ def test_dataset_holds_every_fidelity(complete, two, arranged, cheap, tmp_path):
             }
 
 
+def test_missing_single_defects_are_named(complete, two, arranged, cheap, tmp_path):
+    copy_records(complete.store, tmp_path / "records")
+    layout = Layout(tmp_path)
+    write_plans(layout, "batch-00000", arranged)
+    library = [replace(complete.library[0], status="failed", reason="exploded"), *complete.library[1:]]
+    for stage, entries in (("library", library), ("phonons", complete.phonons), ("superposed", complete.superposed)):
+        write_manifest(layout.batch(stage, "batch-00000"), entries)
+    _, missing = aggregate(two, changed(cheap, hosts={"per_batch": 2}), layout)
+    assert [(m.host, m.item, m.stage, m.status, m.reason) for m in missing] == [
+        ("NaCl", "S@Cl1", "library", "failed", "exploded")
+    ]
+
+
 def write_plans(layout, batch, plans):
     content = {"plans": {host_id: one.to_dict() for host_id, one in plans.items()}, "failed": {}}
     write_atomically(layout.batch("supercells", batch), json.dumps(content).encode())
@@ -928,14 +945,15 @@ def run(hosts, config, folder):
     """All stages of a run behind the dopants, as the commands do them, without single defects."""
     layout = Layout(folder)
     store = RecordStore(layout.records)
-    for batch, members in assign([host.id for host in hosts], config.hosts.per_batch).items():
+    for batch, members in assign(hosts, config).items():
         chosen = [host for host in hosts if host.id in members]
         plans = {host.id: plan(host, config) for host in chosen}
         write_plans(layout, batch, plans)
         relaxations, phonons = both(chosen, plans, config, store)
         write_manifest(layout.batch("relax", batch), relaxations)
         write_manifest(layout.batch("phonons", batch), phonons)
-        write_manifest(layout.batch("superposed", batch), [])
+        for stage in ("library", "superposed"):
+            write_manifest(layout.batch(stage, batch), [])
     return layout
 
 
@@ -1017,7 +1035,8 @@ def test_two_potentials_are_not_mixed(two, plans, config, copied, tmp_path, numb
     for host in two:
         write_plans(layout, host.id, {host.id: plans[host.id]})
         write_manifest(layout.batch("phonons", host.id), [e for e in phonons if e.host == host.id])
-        write_manifest(layout.batch("superposed", host.id), [])
+        for stage in ("library", "superposed"):
+            write_manifest(layout.batch(stage, host.id), [])
     aggregate(two, config, layout)
     foreign = phonons[number]
     record = store.find("phonons", foreign.host, foreign.key)
@@ -1035,7 +1054,8 @@ def test_record_that_vanished_before_the_dataset(two, plans, config, copied, tmp
     for host in two:
         write_plans(layout, host.id, {host.id: plans[host.id]})
         write_manifest(layout.batch("phonons", host.id), [e for e in phonons if e.host == host.id])
-        write_manifest(layout.batch("superposed", host.id), [])
+        for stage in ("library", "superposed"):
+            write_manifest(layout.batch(stage, host.id), [])
     path = store.path("phonons", phonons[2].host, phonons[2].key)
     if how == "gone":
         path.unlink()
@@ -1046,7 +1066,7 @@ def test_record_that_vanished_before_the_dataset(two, plans, config, copied, tmp
     assert not layout.dataset.exists()
 
 
-@pytest.mark.parametrize("stage", ["supercells", "phonons", "superposed"])
+@pytest.mark.parametrize("stage", ["supercells", "library", "phonons", "superposed"])
 def test_missing_manifest_is_named(hosts, finished, config, tmp_path, stage):
     copy_records(finished[0], tmp_path / "records")
     layout = run(hosts[:1], config, tmp_path)

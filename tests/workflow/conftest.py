@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,9 +57,31 @@ class Campaign:
         assert (done.returncode == 0) == succeeds, done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def forked(self, *arguments: str) -> tuple[int, str]:
+        """Exit code and output of Snakemake in a fork of this process, which has imported it already."""
+        from snakemake.cli import main
+
+        with tempfile.TemporaryFile("w+") as output:
+            child = os.fork()
+            if child == 0:
+                code = 70
+                try:
+                    os.chdir(self.folder)
+                    sys.stdout = sys.stderr = output
+                    main(arguments)
+                except SystemExit as ending:
+                    code = ending.code
+                finally:
+                    output.flush()
+                    os._exit(code)
+            _, status = os.waitpid(child, 0)
+            output.seek(0)
+            return os.waitstatus_to_exitcode(status), output.read()
+
     def planned(self, *arguments: str) -> dict[str, int]:
         """Jobs per rule that would run now."""
-        text = self.snakemake("--dry-run", "--quiet", "rules", *arguments)
+        code, text = self.forked(*self.command("--dry-run", "--quiet", "rules", *arguments)[3:])
+        assert code == 0, text
         return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", text, re.M) if rule != "total"}
 
     def defectnet(self, *arguments: str, succeeds: bool = True) -> str:

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -29,7 +30,7 @@ except DefectnetError as error:
 # What determines a potential's numbers.
 POTENTIAL = CONFIG.potential.model_dump_json(include={"name", "model", "modality", "checkpoint", "dtype"})
 
-BATCHES = assign(list(HOSTS), CONFIG.hosts.per_batch)
+BATCHES = assign(list(HOSTS.values()), CONFIG)
 
 # Without conda, the main environment is the one that Snakemake runs in, and the configuration names the potential's.
 WITH_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
@@ -68,15 +69,24 @@ def config_file(wildcards, output):
     return CONFIG_FILE
 
 
-def time_limit(wildcards, output, resources):
-    """Where a scheduler ends jobs, by when the command has to be through or to stop by itself."""
-    return f" --minutes {resources.runtime}" if "runtime" in resources.keys() else ""
+def limits(wildcards, output, resources):
+    """What the profile grants a job: minutes, after which a scheduler ends it, and a number of GPUs to choose one of."""
+    granted = {"runtime": "--minutes", "choose_of_gpus": "--gpus"}
+    return "".join(f" {option} {resources[name]}" for name, option in granted.items() if name in resources.keys())
 
 
 def host_rows(wildcards):
-    """Digest of what the sheet says about the hosts of a batch, so that a changed row reruns its batch only."""
-    text = repr([HOSTS[host_id] for host_id in BATCHES[wildcards.batch]])
+    """Digest of the crystals that the sheet gives the hosts of a batch, so that a changed row reruns its batch only."""
+    asides = dict.fromkeys(("family", "gap_eV", "source", "reference"))
+    text = repr([replace(HOSTS[host_id], **asides) for host_id in BATCHES[wildcards.batch]])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def dopant_settings(wildcards):
+    """The block ``dopants`` with own lists of the hosts of a batch only."""
+    members = set(BATCHES[wildcards.batch])
+    own = {host_id: lists for host_id, lists in CONFIG.dopants.overrides.items() if host_id in members}
+    return CONFIG.dopants.model_copy(update={"overrides": own}).model_dump_json()
 
 
 def structure_files(wildcards):

@@ -2,6 +2,7 @@
 rule dataset:
     input:
         supercells=of_all_batches("supercells"),
+        library=of_all_batches("library"),
         phonons=of_all_batches("phonons"),
         superposed=of_all_batches("superposed"),
     output:

@@ -15,7 +15,7 @@ rule dopants:
         config=config_file,
         hosts=host_rows,
         vocabulary=CONFIG.hosts.vocabulary,
-        settings=CONFIG.dopants.model_dump_json(),
+        settings=dopant_settings,
     message:
         "Recommend dopants for {wildcards.batch}"
     shell:

@@ -14,7 +14,7 @@ rule library:
     params:
         defectnet=defectnet_with_potential,
         config=config_file,
-        limit=time_limit,
+        limits=limits,
         needed=CONFIG.needs_library,
         potential=POTENTIAL,
         relaxation=CONFIG.relaxation.model_dump_json(exclude={"doped_cell", "start"}),
@@ -23,4 +23,4 @@ rule library:
     message:
         "Single defects of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{params.defectnet} library --config {params.config} --batch {wildcards.batch}{params.limit} > {log} 2>&1"
+        "{params.defectnet} library --config {params.config} --batch {wildcards.batch}{params.limits} > {log} 2>&1"

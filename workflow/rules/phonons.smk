@@ -15,9 +15,9 @@ rule phonons:
     params:
         defectnet=defectnet_with_potential,
         config=config_file,
-        limit=time_limit,
+        limits=limits,
         settings=CONFIG.phonons.model_dump_json(),
     message:
         "Phonons of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{params.defectnet} phonons --config {params.config} --batch {wildcards.batch}{params.limit} > {log} 2>&1"
+        "{params.defectnet} phonons --config {params.config} --batch {wildcards.batch}{params.limits} > {log} 2>&1"

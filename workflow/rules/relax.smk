@@ -16,10 +16,10 @@ rule relax:
     params:
         defectnet=defectnet_with_potential,
         config=config_file,
-        limit=time_limit,
+        limits=limits,
         potential=POTENTIAL,
         settings=CONFIG.relaxation.model_dump_json(),
     message:
         "Relax {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:
-        "{params.defectnet} relax --config {params.config} --batch {wildcards.batch}{params.limit} > {log} 2>&1"
+        "{params.defectnet} relax --config {params.config} --batch {wildcards.batch}{params.limits} > {log} 2>&1"

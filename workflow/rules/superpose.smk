@@ -17,11 +17,11 @@ rule superpose:
     params:
         defectnet=defectnet_with_potential,
         config=config_file,
-        limit=time_limit,
+        limits=limits,
         seed=CONFIG.run.seed,
         settings=CONFIG.superposition.model_dump_json(exclude={"tolerance_eV_per_A2"}),
-        spectra=CONFIG.spectra.model_dump_json(),
+        spectra=CONFIG.spectra.model_dump_json(exclude={"weighting"}),
     message:
         "Superposed spectra of {wildcards.batch}"
     shell:
-        "{params.defectnet} superpose --config {params.config} --batch {wildcards.batch}{params.limit} > {log} 2>&1"
+        "{params.defectnet} superpose --config {params.config} --batch {wildcards.batch}{params.limits} > {log} 2>&1"

@@ -18,13 +18,14 @@ rule train:
     params:
         defectnet=defectnet,
         config=config_file,
+        limits=limits,
         seed=CONFIG.run.seed,
         settings=CONFIG.training.model_dump_json(exclude={"repeats"}),
     message:
         "Train DefectNet, split by {wildcards.split}, repeat {wildcards.repeat}"
     shell:
         "{params.defectnet} train --config {params.config} --split {wildcards.split} --repeat {wildcards.repeat}"
-        " > {log} 2>&1"
+        "{params.limits} > {log} 2>&1"
 
 
 rule evaluate:

@@ -14,6 +14,7 @@ from defectnet.batches.phonons import phonon_batch
 from defectnet.batches.relax import relax_batch
 from defectnet.batches.superposed import COMPARISON, superpose_batch
 from defectnet.batches.worker import PRISTINE, atoms_of, modes_of, structure_of
+from defectnet.config import Config
 from defectnet.errors import InputError
 from defectnet.hosts.sheet import Host
 
@@ -32,20 +33,28 @@ __all__ = [
 ]
 
 
-def assign(host_ids: Sequence[str], per_batch: int) -> dict[str, list[str]]:
-    """Batches by name, in the order of the sheet, so that hosts appended to it never move earlier ones.
+def assign(hosts: Sequence[Host], config: Config) -> dict[str, list[str]]:
+    """Ids of the hosts of each batch by its name, in the order of the sheet.
 
-    One host per batch is named after it; larger batches are numbered.
+    Hosts appended to the sheet never move earlier ones. One host per batch is named after it; larger batches are
+    numbered. With ``hosts.per_batch: auto`` a batch is closed when its longest job would take more than
+    ``hosts.batch_minutes``; what is learned in config/costs.json later moves hosts, but loses no record.
     """
+    per_batch = config.hosts.per_batch
     if per_batch == 1:
-        return {host_id: [host_id] for host_id in host_ids}
-    chunks = [list(host_ids[first : first + per_batch]) for first in range(0, len(host_ids), per_batch)]
-    return {f"batch-{number:05d}": chunk for number, chunk in enumerate(chunks)}
+        return {host.id: [host.id] for host in hosts}
+    if per_batch == "auto":
+        from defectnet.costs import fill  # scipy and spglib, which nothing else needs here
+
+        chunks = fill(hosts, config)
+    else:
+        chunks = [hosts[first : first + per_batch] for first in range(0, len(hosts), per_batch)]
+    return {f"batch-{number:05d}": [host.id for host in chunk] for number, chunk in enumerate(chunks)}
 
 
-def select_batch(hosts: Sequence[Host], per_batch: int, name: str) -> list[Host]:
+def select_batch(hosts: Sequence[Host], config: Config, name: str) -> list[Host]:
     """The hosts of one batch. Raises :class:`InputError` for a name that no batch has."""
-    batches = assign([host.id for host in hosts], per_batch)
+    batches = assign(hosts, config)
     if name not in batches:
         raise InputError(f"--batch: no batch {name!r}; there are {', '.join(list(batches)[:8])} …")
     wanted = set(batches[name])

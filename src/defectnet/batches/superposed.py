@@ -87,7 +87,8 @@ def _comparison(
     direct = [computed[plan.host_id, f"doped-{number}"].key for number in numbers]
     known = [library.digest(plan.plans[number]) for number in numbers]
     spectra = job.config.spectra
-    key = digest(physics=PHYSICS_VERSION, direct=direct, library=known, spectra=spectra.model_dump())
+    settings = spectra.model_dump(exclude={"weighting"})
+    key = digest(physics=PHYSICS_VERSION, direct=direct, library=known, spectra=settings)
 
     def compute(_checkpoint: Path) -> Record:
         rows = []
@@ -172,9 +173,8 @@ def _many(modes: Sequence[Modes], plans: Sequence[Plan], n_atoms: int, fidelity:
         "dopants": dopants,
         **{name: np.array([row[name] for row in quality]) for name in ("imaginary_modes", "energy_lowest_meV")},
     }
-    return Record(
-        {"status": "done", "fidelity": fidelity, "elements": elements, "n_atoms": n_atoms, "cost": {}}, arrays
-    )
+    header = {"status": "done", "fidelity": fidelity, "spectra": len(plans), "elements": elements, "n_atoms": n_atoms}
+    return Record(header | {"cost": {}}, arrays)
 
 
 def _probed(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, ground: Ground) -> list[Entry]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ class Job:
                 log.warning("%s %s: %s failed: %s", host, item, stage, error, exc_info=surprise)
                 record = Record({"status": "failed", "reason": f"{type(error).__name__}: {error}", "cost": {}})
             record.header.update(stage=stage, host=host, item=item, physics=PHYSICS_VERSION)
-            record.header["cost"]["wall_s"] = round(time.perf_counter() - began, 3)
+            peak_mb = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)  # of the job so far
+            record.header["cost"] |= {"wall_s": round(time.perf_counter() - began, 3), "peak_mb": peak_mb}
             with uninterrupted():
                 self.store.save(stage, host, key, record)
                 checkpoint.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -21,7 +20,7 @@ from defectnet.layout import Layout
 from defectnet.phonons.modes import Modes
 from defectnet.progress import track
 from defectnet.records import Entry, Record, RecordStore, read_manifest
-from defectnet.supercells import HostPlan
+from defectnet.supercells import HostPlan, read_plans
 
 
 def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[Counter[str], list[MissingEntry]]:
@@ -34,18 +33,15 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[Co
     store = RecordStore(layout.records)
     plans: dict[str, HostPlan] = {}
     entries: list[tuple[str, Entry]] = []
-    for batch in assign([host.id for host in hosts], config.hosts.per_batch):
-        path = layout.batch("supercells", batch)
-        try:
-            texts = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise RecordError(f"{path}: no such file; run `defectnet supercells`, or the workflow") from None
-        plans |= {host_id: HostPlan.from_dict(plan) for host_id, plan in texts["plans"].items()}
-        for stage in ("phonons", "superposed"):
+    for batch in assign(hosts, config):
+        plans |= read_plans(layout.batch("supercells", batch))[0]
+        for stage in ("library", "phonons", "superposed"):
             entries += [(stage, entry) for entry in read_manifest(layout.batch(stage, batch))]
     usable = {entry.host for _, entry in entries if entry.item == PRISTINE and entry.status == "done"}
     finished, missing = [], []
     for stage, entry in entries:
+        if entry.status == "done" and stage == "library":
+            continue  # no spectrum
         if entry.status == "done" and entry.host in usable:
             finished.append((stage, entry))
         else:
@@ -141,8 +137,9 @@ def _contents(record: Record) -> Iterator[tuple[str, dict[str, float], Modes, di
     if arrays["energies_meV"].ndim == 1:
         yield "", header["concentrations"], modes_of(record), header["quality"]
         return
+    in_any_mode = arrays["weights"].max(axis=1) > 0
     for row, energies in enumerate(arrays["energies_meV"]):
-        present = np.flatnonzero(arrays["weights"][row].any(axis=0))
+        present = np.flatnonzero(in_any_mode[row])
         modes = Modes(energies, arrays["weights"][row][:, present], tuple(elements[column] for column in present))
         fractions = arrays["concentrations"][row]
         concentrations = {elements[column]: float(fractions[column]) for column in np.flatnonzero(fractions)}

@@ -1,0 +1,154 @@
+"""Learning what things cost from the records and benchmarks of finished runs."""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defectnet.batches.worker import PRISTINE
+from defectnet.config import Config
+from defectnet.costs import GUESSES, KINDS, RULE_UNITS, START_S, Costs, Fit, Size, Speed, speed_key, terms, units
+from defectnet.errors import RecordError
+from defectnet.hosts.sheet import Host
+from defectnet.layout import RECORD_STAGES, Layout
+from defectnet.records import Entry, read_header, read_manifest
+from defectnet.supercells import HostPlan, read_plans
+
+
+class Calibration:
+    """Observations of several runs, and the costs that follow from them."""
+
+    def __init__(self) -> None:
+        self.work: dict[str, list] = defaultdict(list)
+        self.speed: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+        self.start: dict[str, list[float]] = defaultdict(list)
+        self.missed: list[bool] = []
+        self.refused: list[bool] = []
+        self.rules: dict[str, list[float]] = defaultdict(list)
+        self.memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        self.bytes: dict[str, list[float]] = defaultdict(list)
+
+    def observe(self, config: Config, hosts: Sequence[Host], batches: Mapping[str, Sequence[str]]) -> None:
+        """Take in a run, as far as it has come."""
+        layout, rows = Layout(Path(config.run.results)), {host.id: host for host in hosts}
+        for batch in batches:
+            try:
+                plans, _ = read_plans(layout.batch("supercells", batch))
+            except RecordError:
+                continue
+            sizes = {name: Size.of(rows[name], plan, config) for name, plan in plans.items() if name in rows}
+            for stage in RECORD_STAGES:
+                self._stage(config, layout, stage, batch, plans, sizes)
+        for rule in RULE_UNITS:
+            for path in sorted((layout.results / "benchmarks" / rule).glob("*.tsv")):
+                self.rules[rule].append(_benchmark(path) / units(rule, config, hosts, len(batches)))
+
+    def _stage(
+        self,
+        config: Config,
+        layout: Layout,
+        stage: str,
+        batch: str,
+        plans: Mapping[str, HostPlan],
+        sizes: Mapping[str, Size],
+    ) -> None:
+        try:
+            entries = [entry for entry in read_manifest(layout.batch(stage, batch)) if entry.host in sizes]
+        except RecordError:
+            return
+        spent, key = 0.0, ""
+        for entry in entries:
+            path = layout.records / stage / entry.host / f"{entry.key[:32]}.h5"
+            if entry.status != "done" or not path.exists():
+                continue
+            header = read_header(path)
+            spent += header["cost"]["wall_s"]
+            key = speed_key(config, header["cost"].get("device", "")) if "device" in header["cost"] else key
+            if entry.item != "comparison":
+                self._record(config, entry, header, path.stat().st_size, plans[entry.host], sizes[entry.host])
+        items = {entry.item.split("-")[0] for entry in entries}
+        if stage == "superposed" and items & {"superposed", "probed"}:
+            self.refused.append("superposed" not in items)
+        benchmark = layout.results / "benchmarks" / stage / f"{batch}.tsv"
+        if key and stage != "superposed" and benchmark.exists():
+            # More was spent than the last job took if an earlier attempt had made part of the records.
+            self.start[key].append(max(_benchmark(benchmark) - spent, 0.0))
+
+    def _record(
+        self, config: Config, entry: Entry, header: Mapping[str, Any], size_bytes: int, plan: HostPlan, size: Size
+    ) -> None:
+        kind, evaluations = _kind(header)
+        stage, wall = header["stage"], header["cost"]["wall_s"]
+        site, spectra, atoms = 0.0, 1, size.n_sites
+        if kind == "spectra":
+            spectra = header["spectra"]
+            self.work[kind].append((entry.host, terms(kind, size, config), wall / spectra))
+        else:
+            if kind == "defect":
+                site = size.orbits[[atom for atom, _ in plan.orbits].index(header["site"])][1]
+            if kind == "relax_host":
+                atoms = size.n_primitive
+            self.work[kind].append((entry.host, terms(kind, size, config, site), atoms * evaluations))
+            quality = header["quality"]
+            if kind == "probed":
+                self.missed.append(header["fidelity"] == "direct")
+            # What is computed once besides would be taken for the speed of a few atoms.
+            if kind not in ("relax_host", "phonons_host"):
+                spent = quality["force_evaluations"] if kind in ("direct", "probed") else evaluations
+                key = speed_key(config, header["cost"]["device"])
+                self.speed[key][kind].append((entry.host, (atoms * spent,), wall))
+        self.bytes[stage].append(size_bytes / size.n_sites / spectra)
+        self.memory[stage].append((size.n_sites, header["cost"]["peak_mb"]))
+
+    def costs(self) -> Costs:
+        """What was observed; guesses stand in for kinds of work that never occurred."""
+        speeds = {
+            key: Speed(
+                seconds={kind: Fit.of(values) for kind, values in kinds.items()},
+                start_s=float(np.median(self.start[key] or [START_S])),
+            )
+            for key, kinds in self.speed.items()
+        }
+        return Costs(
+            work={kind: Fit.of(self.work[kind]) if self.work[kind] else GUESSES[kind] for kind in KINDS},
+            missed=float(np.mean(self.missed or [0.5])),
+            refused=float(np.mean(self.refused or [0.5])),
+            speeds=speeds,
+            rules_s={rule: float(np.mean(values)) for rule, values in self.rules.items()},
+            memory_mb={stage: _line_above(points) for stage, points in self.memory.items()},
+            bytes={stage: float(np.mean(values)) for stage, values in self.bytes.items()},
+        )
+
+
+def _kind(header: Mapping[str, Any]) -> tuple[str, int]:
+    """Kind of a record and its force evaluations, of which those after a probing that missed are not counted."""
+    stage, item, quality = header["stage"], header["item"], header.get("quality", {})
+    if "spectra" in header:
+        return "spectra", 0
+    if stage == "library":
+        return "defect", quality["relax_evaluations"] + quality["displacements"] + 1
+    if "fidelity" not in header:
+        return "relax_host" if item == PRISTINE else "relax", quality["relax_evaluations"]
+    if item == PRISTINE:
+        return "phonons_host", quality["displacements"] + 1
+    if "probes" in quality:
+        return "probed", 2 * quality["probes"]
+    return "direct", quality["force_evaluations"]
+
+
+def _benchmark(path: Path) -> float:
+    """Wall time in s of a rule's last job, from Snakemake's benchmark file."""
+    with path.open() as file:
+        return float(next(csv.DictReader(file, delimiter="\t"))["s"])
+
+
+def _line_above(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Base and slope of a line that no point is above."""
+    x, y = np.array(points).T
+    slope = max(float(np.polyfit(x, y, 1)[0]), 0.0) if np.ptp(x) > 0 else 0.0
+    return float((y - slope * x).max()), slope
