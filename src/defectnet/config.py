@@ -10,6 +10,7 @@ import difflib
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -275,7 +276,11 @@ def parse_config(values: dict[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        lines = [f"{source}: {_explain(problem)}" for problem in error.errors()]
+        # Of a field that may be of two types, both complain.
+        by_field: dict[str, list[dict[str, Any]]] = {}
+        for problem in error.errors():
+            by_field.setdefault(_path(problem), []).append(problem)
+        lines = [f"{source}: {_explain(path, problems)}" for path, problems in by_field.items()]
         raise InputError("\n".join(lines)) from None
 
 
@@ -308,15 +313,22 @@ def write_config(config: Config, directory: Path) -> Path:
     return path
 
 
-def _explain(problem: dict[str, Any]) -> str:
-    """One validation problem in a sentence: path, value, what is allowed, remedy."""
-    path = ".".join(str(part) for part in problem["loc"])
+def _path(problem: dict[str, Any]) -> str:
+    """Where a value stands, without the name of the type that it failed to be of."""
+    parts = [str(part) for part in problem["loc"]]
+    return ".".join(part for part in parts if not re.fullmatch(r"constrained-int|literal\[.*\]", part))
+
+
+def _explain(path: str, problems: list[dict[str, Any]]) -> str:
+    """What is wrong with a value in a sentence: path, value, what is allowed, remedy."""
+    problem = problems[0]
     if problem["type"] == "extra_forbidden":
         allowed = list(_block_at(problem["loc"][:-1]).model_fields)
         guess = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
         hint = f"did you mean {guess[0]}? " if guess else ""
         return f"{path}: unknown key; {hint}allowed keys: {', '.join(allowed)}"
-    message = f"{path}: {problem['msg']} (got {problem['input']!r})"
+    wanted = " or ".join(one["msg"].removeprefix("Input should be ") for one in problems[1:])
+    message = f"{path}: {problem['msg']}{' or ' if wanted else ''}{wanted} (got {problem['input']!r})"
     name = str(problem["loc"][-1]) if problem["loc"] else ""
     if name.startswith("concentration") and isinstance(problem["input"], (int, float)) and problem["input"] > 1:
         message += f"; concentrations are fractions: write {problem['input'] / 100:g} for {problem['input']:g} at.%"

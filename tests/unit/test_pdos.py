@@ -11,6 +11,7 @@ from defectnet.elements import PUBLISHED_VOCABULARY
 from defectnet.errors import InputError
 from defectnet.phonons.modes import Modes
 from defectnet.phonons.pdos import (
+    Broadening,
     bin_centers,
     energy_edges,
     neutron_pdos,
@@ -173,6 +174,55 @@ def test_share_outside_is_what_the_histogram_lacks(modes, low, extent):
     edges = np.array([low, low + extent])
     inside = np.histogram(modes.energies_meV, edges)[0].sum() / len(modes.energies_meV)
     assert share_outside(modes, edges) == pytest.approx(1 - inside)
+
+
+# --- many at once -------------------------------------------------------------------------------------------------
+
+
+@QUICK
+@given(st.lists(modes(), min_size=1, max_size=4), sigmas, widths, st.sampled_from(["none", "neutron"]))
+def test_many_at_once_agree_with_the_exact_integrals(several, sigma, width, weighting):
+    """Axes that cut through the modes; cells of several sizes and compositions."""
+    edges = grid(-20, 100, width)
+    configured = Spectra(sigma_meV=sigma, weighting=weighting)
+    exact = np.array([spectrum(one, edges, configured) for one in several])
+    found = Broadening(edges, configured).spectra(several)
+    assert (found >= 0).all()
+    assert (np.abs(found - exact) @ np.diff(edges)).max() < 4e-4
+
+
+def test_errors_of_many_at_once_cancel_between_modes():
+    crowd = Modes(np.sort(np.random.default_rng(0).gamma(6, 6, 1287)), np.ones((1287, 1)), ("Si",))
+    edges = energy_edges(Spectra())
+    found = Broadening(edges, Spectra()).spectra([crowd])[0]
+    assert np.abs(found - pdos(crowd, edges, 1.0)) @ np.diff(edges) < 5e-5
+
+
+@QUICK
+@given(st.lists(modes(), min_size=1, max_size=4), sigmas, widths)
+def test_many_at_once_conserve_area(several, sigma, width):
+    edges = grid(-60 - 9 * sigma, 150 + 9 * sigma, width)
+    found = Broadening(edges, Spectra(sigma_meV=sigma)).spectra(several)
+    np.testing.assert_allclose(found @ np.diff(edges), 1, atol=1e-12)
+
+
+def test_many_at_once_lose_no_more_than_what_lies_off_the_axis():
+    """A third below, a third above, however far; the imaginary third on the axis stays where it is."""
+    edges = grid(-20, 100, 1.0)
+    for far in (30.0, 1e3, 1e6):
+        found = Broadening(edges, Spectra()).spectra(
+            [Modes(np.array([-far, -10, 100 + far]), np.ones((3, 1)), ("Si",))]
+        )[0]
+        assert found.sum() == pytest.approx(1 / 3, abs=1e-12)
+        assert found @ bin_centers(edges) / found.sum() == pytest.approx(-10, abs=1e-3)
+
+
+def test_many_at_once_with_hardly_any_broadening():
+    """Too fine a grid for a matrix: the exact integrals instead."""
+    one = Modes(np.array([-3.3, 20.2, 20.4, 41.7]), np.ones((4, 1)), ("Si",))
+    edges = energy_edges(Spectra())
+    histogram = np.histogram(one.energies_meV, edges, density=True)[0]
+    np.testing.assert_allclose(Broadening(edges, Spectra(sigma_meV=1e-4)).spectra([one])[0], histogram, atol=1e-12)
 
 
 # --- neutrons -----------------------------------------------------------------------------------------------------
