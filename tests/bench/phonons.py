@@ -130,15 +130,15 @@ class Host:
 
         return self.kept(f"pristine-{size}", compute)
 
-    def defect(self, site: int, dopant: str) -> tuple[Defect, int]:
-        """A single defect of the larger supercell and the force evaluations it cost."""
-        folding = self.folding("dilute")
+    def defect(self, size: str, site: int, dopant: str) -> tuple[Defect, int]:
+        """A single defect of a supercell and the force evaluations it cost."""
+        folding = self.folding(size)
 
         def compute():
-            hessian = folding.hessian(self.pristine("dilute")["compact"])
+            hessian = folding.hessian(self.pristine(size)["compact"])
             found = single_defect(
                 folding, site, dopant, hessian, self.model, Relaxation(), Phonons(), 0.0, "auto",
-                self.work / f"defect-{dopant}.partial.npy",
+                self.work / f"defect-{size}-{dopant}.partial.npy",
             )  # fmt: skip
             defect, blocks = found.defect, found.defect.blocks
             return {
@@ -148,7 +148,7 @@ class Host:
                 "imaginary": found.quality["imaginary_modes"],
             }  # fmt: skip
 
-        kept = self.kept(f"defect-{dopant}", compute)
+        kept = self.kept(f"defect-{size}-{dopant}", compute)
         blocks = Blocks(kept["first"], kept["second"], kept["values"].astype(float))
         return Defect(site, dopant, kept["atoms"], kept["displacements"], blocks), int(
             kept["relax"] + kept["displaced"]
@@ -244,7 +244,7 @@ def measure(host: Host, size: str, total: float | None, settings: Potential, ful
     folding, plan, model = host.folding(size), host.plan(size, total), host.model
     reference = references(host, size, total)
     relaxed, n = _atoms(reference), len(folding)
-    defects = [host.defect(site, dopant) for site, dopant in zip(host.sites, host.symbols, strict=True)]
+    defects = [host.defect(size, site, dopant) for site, dopant in zip(host.sites, host.symbols, strict=True)]
     superpose = Superposition(
         host.primitive, folding.matrix, host.pristine(size)["compact"], [defect for defect, _ in defects]
     )

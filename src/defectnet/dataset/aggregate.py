@@ -82,12 +82,15 @@ def _host_entry(host: Host, plan: HostPlan) -> HostEntry:
 
 def _spectra(entries: Iterator[tuple[str, Entry]], store: RecordStore) -> Iterator[SpectrumEntry]:
     potential: dict[str, str] = {}
+    potential_digest = ""
     for stage, entry in entries:
         if entry.item == COMPARISON:
             continue
         record = _record(store, stage, entry)
         # Superposed spectra come after those of their host, whose potential they have.
-        potential = potential or record.header["potential"]
+        if not potential:
+            potential = record.header["potential"]
+            potential_digest = digest(**potential)
         other = record.header.get("potential", potential)
         if other != potential:
             raise RecordError(
@@ -103,7 +106,7 @@ def _spectra(entries: Iterator[tuple[str, Entry]], store: RecordStore) -> Iterat
                 modes=modes,
                 n_atoms=record.header["n_atoms"],
                 potential=f"{potential['name']} {potential['model']}",
-                potential_digest=digest(**potential),
+                potential_digest=potential_digest,
                 record_digest=entry.key,
                 quality=quality,
                 pristine=entry.item == PRISTINE,
@@ -137,10 +140,11 @@ def _contents(record: Record) -> Iterator[tuple[str, dict[str, float], Modes, di
     if arrays["energies_meV"].ndim == 1:
         yield "", header["concentrations"], modes_of(record), header["quality"]
         return
-    in_any_mode = arrays["weights"].max(axis=1) > 0
-    for row, energies in enumerate(arrays["energies_meV"]):
-        present = np.flatnonzero(in_any_mode[row])
-        modes = Modes(energies, arrays["weights"][row][:, present], tuple(elements[column] for column in present))
+    energies_meV, weights = arrays["energies_meV"], arrays["weights"]
+    total = np.ones(weights.shape[1], weights.dtype) @ weights  # [S, E]; faster than any()
+    for row, energies in enumerate(energies_meV):
+        present = np.flatnonzero(total[row])
+        modes = Modes(energies, weights[row][:, present], tuple(elements[column] for column in present))
         fractions = arrays["concentrations"][row]
         concentrations = {elements[column]: float(fractions[column]) for column in np.flatnonzero(fractions)}
         quality = {name: float(arrays[name][row]) for name in ("imaginary_modes", "energy_lowest_meV")}

@@ -18,6 +18,7 @@ axis that covers every mode, less where modes lie outside.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,7 +28,7 @@ import torch
 from defectnet.config import Spectra
 from defectnet.dataset.schema import Dataset
 from defectnet.phonons.modes import Modes
-from defectnet.phonons.pdos import neutron_weights, spectrum
+from defectnet.phonons.pdos import spectrum, strengths
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,28 @@ def host_edges(modes: Modes, bins: int) -> np.ndarray:
 
 
 def intensity(modes: Modes, edges_meV: np.ndarray, axis: Axis, settings: Spectra) -> np.ndarray:
-    """Intensity [B] of one spectrum on a ``host`` axis: share of modes per bin × B, imaginary modes at zero energy.
+    """Intensity [B] of one spectrum on a ``host`` axis, see :func:`intensities`."""
+    return intensities([modes], edges_meV[None], axis, settings)[0]
+
+
+def intensities(modes: Sequence[Modes], edges_meV: np.ndarray, axis: Axis, settings: Spectra) -> np.ndarray:
+    """Intensities [S, B] on ``host`` axes with edges [S, B + 1]: share of modes per bin × B, imaginary ones at zero.
 
     ``settings.weighting: neutron`` counts each mode with its σ/m weight, as in the dataset's own spectra.
     """
-    real = replace(modes, energies_meV=np.maximum(modes.energies_meV, 0.0))
-    bins = len(edges_meV) - 1
+    bins = edges_meV.shape[1] - 1
     if axis.sigma_meV > 0:
-        broadened = spectrum(real, edges_meV, settings.model_copy(update={"sigma_meV": axis.sigma_meV}))
-        return broadened * np.diff(edges_meV) * bins
-    strength = modes.weights @ (
-        neutron_weights(modes.elements) if settings.weighting == "neutron" else np.ones(len(modes.elements))
-    )
-    return np.histogram(real.energies_meV, edges_meV, weights=strength / strength.sum())[0] * bins
+        settings = settings.model_copy(update={"sigma_meV": axis.sigma_meV})
+        real = (replace(one, energies_meV=np.maximum(one.energies_meV, 0.0)) for one in modes)
+        broadened = [spectrum(one, edges, settings) for one, edges in zip(real, edges_meV, strict=True)]
+        return np.array(broadened) * np.diff(edges_meV) * bins
+    row = np.repeat(np.arange(len(modes)), [len(one.energies_meV) for one in modes])
+    place = np.concatenate([one.energies_meV for one in modes]).clip(0) / edges_meV[row, -1]  # 1 at the highest edge
+    inside = place <= 1
+    column = np.minimum((place * bins).astype(np.int64), bins - 1)
+    strength = np.concatenate(strengths(modes, settings))
+    shares = np.bincount((row * bins + column)[inside], strength[inside], len(modes) * bins)
+    return shares.reshape(-1, bins) * bins
 
 
 def load_samples(dataset: Dataset, axis: Axis) -> Samples:
@@ -96,27 +106,31 @@ def load_samples(dataset: Dataset, axis: Axis) -> Samples:
     rows = dataset.doped
     hosts = dataset.spectra.host[rows]
     if axis.kind == "absolute":
-        scaled = dataset.spectra.pdos * np.diff(dataset.edges_meV) * (len(dataset.edges_meV) - 1)
-        pristine, doped = scaled[dataset.hosts.pristine[hosts]], scaled[rows]
+        bin_shares = np.diff(dataset.edges_meV) * (len(dataset.edges_meV) - 1)
+        spectra = dataset.spectra.pdos * bin_shares.astype(np.float32)
     else:
-        pristine = np.empty((len(rows), axis.bins))
-        doped = np.empty((len(rows), axis.bins))
-        for host in np.unique(hosts):
-            reference = dataset.modes(dataset.hosts.pristine[host])
-            edges = host_edges(reference, axis.bins)
-            members = np.flatnonzero(hosts == host)
-            pristine[members] = intensity(reference, edges, axis, dataset.settings)
-            for member in members:
-                doped[member] = intensity(dataset.modes(rows[member]), edges, axis, dataset.settings)
+        spectra = _on_host_axes(dataset, axis)
     return Samples(
         row=rows,
         host=hosts,
-        pristine=pristine.astype(np.float32),
-        doped=doped.astype(np.float32),
+        pristine=spectra[dataset.hosts.pristine[hosts]],
+        doped=spectra[rows],
         composition=dataset.hosts.composition[hosts].astype(np.float32),
         candidates=dataset.hosts.candidates[hosts],
         targets=dataset.spectra.concentrations[rows].astype(np.float32),
     )
+
+
+def _on_host_axes(dataset: Dataset, axis: Axis) -> np.ndarray:
+    """Intensities [S, bins] float32 of all spectra of the dataset, each on the axis of its host."""
+    used = np.unique(dataset.spectra.host)
+    edges = np.zeros((len(dataset.hosts.id), axis.bins + 1))
+    for host in used:
+        edges[host] = host_edges(dataset.modes(dataset.hosts.pristine[host]), axis.bins)
+    spectra = np.empty((len(dataset.spectra.id), axis.bins), dtype=np.float32)
+    for rows, modes in dataset.blocks():
+        spectra[rows] = intensities(modes, edges[dataset.spectra.host[rows]], axis, dataset.settings)
+    return spectra
 
 
 def sample_mask(

@@ -1,6 +1,6 @@
 """The dataset: one HDF5 file with every finished spectrum, from normal modes to training targets.
 
-Layout, schema version 2 (H hosts, S spectra, B bins, E elements of one spectrum, M modes of one spectrum)::
+Layout (H hosts, S spectra, B bins, E elements of one spectrum, M modes of one spectrum)::
 
     attributes         schema_version, defectnet_version, vocabulary, spectra (JSON), provenance (JSON), digest
     /grid/edges_meV    [B + 1]
@@ -9,8 +9,9 @@ Layout, schema version 2 (H hosts, S spectra, B bins, E elements of one spectrum
     /spectra/          id, host (row of /hosts), fidelity, pristine bool, concentrations [S, 56], pdos [S, B],
                        n_atoms, potential, potential_digest, record_digest
     /spectra/quality/  one column [S] per reported quantity, NaN where a spectrum does not have it
-    /modes/            energy_meV [ΣM] with mode_offset [S + 1]; weights [ΣM·E] with weight_offset [S + 1], one
-                       spectrum row-major [M, E]; elements (atomic numbers) [ΣE] with element_offset [S + 1]
+    /modes/            energy_meV [ΣM] float32 with mode_offset [S + 1]; weights [ΣM·E] float16 with weight_offset
+                       [S + 1], one spectrum row-major [M, E]; elements (atomic numbers) [ΣE] with element_offset
+                       [S + 1]. Incompressible, therefore not compressed, but every chunk has a checksum (fletcher32)
     /comparison/       one row per direct spectrum that superposition was compared with: host (row of /hosts), number of
                        the doped cell, total_doping, superposed_l1, mass_only_l1 (shares of what doping changed),
                        superposed_w1_meV, mass_only_w1_meV, displacement_mae_A, displacement_mean_A
@@ -18,7 +19,8 @@ Layout, schema version 2 (H hosts, S spectra, B bins, E elements of one spectrum
 
 Arrays over elements have index Z - 1. Compositions are atomic fractions, concentrations are fractions of the sites
 of the undoped supercell, ``pdos`` is in 1/meV and integrates to 1 as far as the grid covers the modes.
-The modes are kept so that broadening, binning, weighting and axes can change without computing phonons again.
+The modes are kept so that broadening, binning, weighting and axes can change without computing phonons again. Half
+precision rounds a weight by 0.05 % at most; readers divide each mode's weights by their sum.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice, pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,9 +44,9 @@ from defectnet.config import Spectra
 from defectnet.elements import MAX_Z, element_vector
 from defectnet.errors import InputError, RecordError
 from defectnet.phonons.modes import Modes
-from defectnet.phonons.pdos import energy_edges, spectrum
+from defectnet.phonons.pdos import Broadening, energy_edges
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 FIDELITIES = ("direct", "probed", "superposed", "mass_only")
 """How a spectrum was obtained: all force constants computed; single defects superposed and refined by Hessian-vector
@@ -61,8 +64,14 @@ COMPARED = (
 )
 """Columns of ``/comparison`` beside the host."""
 
+SPECTRA_AT_ONCE = 100
+RAGGED = {"energy_meV": "mode_offset", "weights": "weight_offset", "elements": "element_offset"}
+"""Arrays of ``/modes`` and the offsets of the spectra in them."""
 RAGGED_CHUNK = 1 << 16
 COMPRESSED: dict[str, Any] = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+
+
+NO_MODES = Modes(np.empty(0), np.empty((0, 0)), ())
 
 
 @dataclass(frozen=True)
@@ -152,9 +161,9 @@ def write_dataset(
 ) -> str:
     """Write the whole dataset and return its content digest.
 
-    ``spectra`` is consumed once, in order; one spectrum's modes are in memory at a time. The file appears under
-    its name only when it is complete and on disk. Same arguments, same bytes. ``comparisons`` holds by host id the
-    arrays :data:`COMPARED`, of equal length.
+    ``spectra`` is consumed once, in order; the modes of :data:`SPECTRA_AT_ONCE` are in memory at a time. The file
+    appears under its name only when it is complete and on disk. Same arguments, same bytes. ``comparisons`` holds by
+    host id the arrays :data:`COMPARED`, of equal length.
 
     Raises :class:`InputError` for inconsistent entries (unknown host or element, dopant that is no candidate,
     doped spectra without a pristine one, repeated id) and :class:`RecordError` when the disk refuses.
@@ -234,25 +243,32 @@ def _write_spectra(
     edges = file["grid/edges_meV"][()]
     modes = file.create_group("modes")
     energies = _Ragged(modes, "energy_meV", "mode_offset", np.float32)
-    weights = _Ragged(modes, "weights", "weight_offset", np.float32)
+    weights = _Ragged(modes, "weights", "weight_offset", np.float16)
     elements = _Ragged(modes, "elements", "element_offset", np.uint8)
 
     rows: list[SpectrumEntry] = []
     densities: list[np.ndarray] = []
     pristine: dict[str, int] = {}
     seen: set[str] = set()
-    for entry in spectra:
-        _check(entry, by_id, vocabulary)
-        if entry.id in seen or (entry.pristine and entry.host_id in pristine):
-            raise InputError(f"spectrum {entry.id}: a second one with this id, or a second pristine one of its host")
-        seen.add(entry.id)
-        if entry.pristine:
-            pristine[entry.host_id] = len(rows)
-        energies.append(entry.modes.energies_meV)
-        weights.append(entry.modes.weights)
-        elements.append(np.array([atomic_numbers[symbol] for symbol in entry.modes.elements]))
-        densities.append(spectrum(entry.modes, edges, settings).astype(np.float32))
-        rows.append(_without_modes(entry))
+    broadening = Broadening(edges, settings)
+    spectra = iter(spectra)
+    while some := list(islice(spectra, SPECTRA_AT_ONCE)):
+        for entry in some:
+            _check(entry, by_id, vocabulary)
+            if entry.id in seen or (entry.pristine and entry.host_id in pristine):
+                raise InputError(
+                    f"spectrum {entry.id}: a second one with this id, or a second pristine one of its host"
+                )
+            seen.add(entry.id)
+            if entry.pristine:
+                pristine[entry.host_id] = len(rows)
+            energies.append(entry.modes.energies_meV)
+            weights.append(entry.modes.weights)
+            elements.append(np.array([atomic_numbers[symbol] for symbol in entry.modes.elements]))
+            rows.append(replace(entry, modes=NO_MODES))
+        densities.append(broadening.spectra([entry.modes for entry in some]).astype(np.float32))
+        for ragged in (energies, weights, elements):
+            ragged.flush()
     for entry in rows:
         if entry.host_id not in pristine:
             raise InputError(
@@ -269,19 +285,13 @@ def _write_spectra(
     group["pristine"] = np.array([entry.pristine for entry in rows], dtype=bool)
     group["n_atoms"] = np.array([entry.n_atoms for entry in rows], dtype=np.int64)
     concentrations = np.array([element_vector(entry.concentrations) for entry in rows]).reshape(-1, MAX_Z)
-    density = np.array(densities, dtype=np.float32).reshape(-1, len(edges) - 1)
+    density = np.concatenate([np.empty((0, len(edges) - 1), np.float32), *densities])
     for name, array in (("concentrations", concentrations), ("pdos", density)):
         group.create_dataset(name, data=array, **(COMPRESSED if rows else {}))
     quality = group.create_group("quality")
     for name in sorted({name for entry in rows for name in entry.quality}):
         quality[name] = np.array([entry.quality.get(name, np.nan) for entry in rows], dtype=np.float64)
     return pristine
-
-
-def _without_modes(entry: SpectrumEntry) -> SpectrumEntry:
-    """The entry's columns alone: 16,000 spectra fit in memory without their modes."""
-    kept = {column.name: getattr(entry, column.name) for column in fields(entry)}
-    return SpectrumEntry(**kept | {"modes": Modes(np.empty(0), np.empty((0, 0)), ())})
 
 
 def _check(entry: SpectrumEntry, hosts: Mapping[str, HostEntry], vocabulary: frozenset[str]) -> None:
@@ -310,12 +320,12 @@ def _write_text(group: h5py.Group, name: str, values: Sequence[str]) -> None:
 
 
 class _Ragged:
-    """A compressed flat dataset that grows by one spectrum's values at a time, and the offsets between them."""
+    """A flat dataset that grows by one spectrum's values at a time, and the offsets between them."""
 
     def __init__(self, group: h5py.Group, name: str, offset_name: str, dtype: type) -> None:
         self.group, self.offset_name, self.dtype = group, offset_name, dtype
         self.values = group.create_dataset(
-            name, shape=(0,), maxshape=(None,), chunks=(RAGGED_CHUNK,), dtype=dtype, **COMPRESSED
+            name, shape=(0,), maxshape=(None,), chunks=(RAGGED_CHUNK,), dtype=dtype, fletcher32=True
         )
         self.offsets = [0]
         self.pending: list[np.ndarray] = []
@@ -324,19 +334,22 @@ class _Ragged:
         flat = np.asarray(values, dtype=self.dtype).ravel()
         self.pending.append(flat)
         self.offsets.append(self.offsets[-1] + flat.size)
-        if self.offsets[-1] - len(self.values) >= RAGGED_CHUNK:
-            self.flush()
 
     def flush(self) -> None:
-        start = len(self.values)
-        self.values.resize((self.offsets[-1],))
-        if self.pending:
-            self.values[start:] = np.concatenate(self.pending)
-        self.pending = []
+        """Write what fills whole chunks."""
+        written = len(self.values)
+        self._write((self.offsets[-1] - written) // RAGGED_CHUNK * RAGGED_CHUNK)
 
     def close(self) -> None:
-        self.flush()
+        self._write(self.offsets[-1] - len(self.values))
         self.group[self.offset_name] = np.array(self.offsets, dtype=np.int64)
+
+    def _write(self, count: int) -> None:
+        if count:
+            flat = np.concatenate(self.pending)
+            self.values.resize((len(self.values) + count,))
+            self.values[-count:] = flat[:count]
+            self.pending = [flat[count:]]
 
 
 def _digest(file: h5py.File) -> str:
@@ -414,7 +427,7 @@ class Dataset:
         missing = _columns(file["missing"])
         names = [column.name for column in fields(MissingEntry)]
         self.missing = [MissingEntry(*row) for row in zip(*(missing[name] for name in names), strict=True)]
-        self._offsets = {name: file["modes"][name][()] for name in ("mode_offset", "weight_offset", "element_offset")}
+        self._offsets = {name: file["modes"][name][()] for name in RAGGED.values()}
 
     def _damaged(self, error: Exception) -> RecordError:
         return RecordError(
@@ -428,19 +441,38 @@ class Dataset:
         return np.flatnonzero(~self.spectra.pristine)
 
     def modes(self, row: int) -> Modes:
-        """The modes of one spectrum, read from disk; energies and weights as float64 (stored as float32)."""
+        """The modes of one spectrum, read from disk, as float64."""
+        stored = self._read(int(row), int(row) + 1)[0]
+        weights = stored.weights.astype(np.float64)
+        return Modes(
+            stored.energies_meV.astype(np.float64), weights / weights.sum(axis=1, keepdims=True), stored.elements
+        )
+
+    def blocks(self) -> Iterator[tuple[slice, list[Modes]]]:
+        """All spectra in order, :data:`SPECTRA_AT_ONCE` at a time: their rows, and their modes as they are stored.
+
+        Much faster than one by one. Weights are float16 and sum to 1 only up to its rounding.
+        """
+        for first in range(0, len(self.spectra.id), SPECTRA_AT_ONCE):
+            last = min(first + SPECTRA_AT_ONCE, len(self.spectra.id))
+            yield slice(first, last), self._read(first, last)
+
+    def _read(self, first: int, last: int) -> list[Modes]:
+        """Stored modes of the rows from ``first`` to before ``last``."""
         group = self._file["modes"]
+        spans = {name: offsets[first : last + 1].tolist() for name, offsets in self._offsets.items()}
         try:
-            numbers = group["elements"][self._span("element_offset", row)]
-            energies = group["energy_meV"][self._span("mode_offset", row)].astype(np.float64)
-            weights = group["weights"][self._span("weight_offset", row)].astype(np.float64)
+            energies, weights, numbers = (
+                group[name][spans[offset][0] : spans[offset][-1]] for name, offset in RAGGED.items()
+            )
         except OSError as error:
             raise self._damaged(error) from None
-        symbols = tuple(chemical_symbols[number] for number in numbers)
-        return Modes(energies, weights.reshape(len(energies), len(symbols)), symbols)
-
-    def _span(self, name: str, row: int) -> slice:
-        return slice(int(self._offsets[name][row]), int(self._offsets[name][row + 1]))
+        symbols = [chemical_symbols[number] for number in numbers]
+        pieces = []
+        for values, offset in ((energies, "mode_offset"), (weights, "weight_offset"), (symbols, "element_offset")):
+            start = spans[offset][0]
+            pieces.append([values[i - start : j - start] for i, j in pairwise(spans[offset])])
+        return [Modes(e, w.reshape(len(e), len(names)), tuple(names)) for e, w, names in zip(*pieces, strict=True)]
 
     def recomputed_digest(self) -> str:
         """The content digest computed afresh; differs from :attr:`digest` if a value was damaged or edited."""
