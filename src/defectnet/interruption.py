@@ -24,6 +24,13 @@ class Interrupted(BaseException):
     """The job has to end now. Like KeyboardInterrupt no Exception, so that nobody takes it for a failed computation."""
 
 
+class _State:
+    """Of this process: whether interruptions wait at the moment, and the reason of one that does."""
+
+    held = False
+    waiting = ""
+
+
 @contextlib.contextmanager
 def stops_in_time(minutes: float | None) -> Iterator[None]:
     """Raise :class:`Interrupted` inside the block on one of :data:`SIGNALS`, or when ``minutes`` are nearly over.
@@ -35,7 +42,10 @@ def stops_in_time(minutes: float | None) -> Iterator[None]:
         for other in SIGNALS:
             signal.signal(other, signal.SIG_IGN)
         reason = f"{minutes:g} minutes are nearly over" if number == signal.SIGALRM else signal.Signals(number).name
-        raise Interrupted(reason)
+        if _State.held:
+            _State.waiting = reason
+        else:
+            raise Interrupted(reason)
 
     before = {number: signal.signal(number, stop) for number in SIGNALS}
     if minutes is not None:
@@ -51,9 +61,15 @@ def stops_in_time(minutes: float | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Hold signals back while something is written that is too good to lose; they arrive at the end of the block."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Hold an interruption back while something is written that is too good to lose; it comes at the end of the block.
+
+    Not by masking signals: any thread may receive them, the handler runs in the main one.
+    """
+    _State.held = True
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        _State.held = False
+        if _State.waiting:
+            reason, _State.waiting = _State.waiting, ""
+            raise Interrupted(reason)
