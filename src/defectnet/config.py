@@ -234,7 +234,7 @@ class Training(Block):
         "published",
         description="published: network and axis of arXiv:2506.00725; absolute: same network, spectra block's axis.",
     )
-    epochs: int = Field(20, ge=1, description="Passes over the training spectra.")
+    epochs: int = Field(10, ge=1, description="Passes over the training spectra.")
     batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")
     learning_rate: float = Field(5e-4, gt=0, description="Adam step size.")
     validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
