@@ -6,7 +6,7 @@ POTENTIALS := sevennet
 ALL_POTENTIALS := sevennet mace mattersim chgnet
 RESULTS := results/demo
 
-.PHONY: demo envs test test-unit test-workflow test-potentials lint format config bench lock clean
+.PHONY: demo envs test test-unit test-workflow test-potentials test-slurm lint format config bench lock clean
 
 # flock instead of Snakemake's lock: the kernel lifts it when a run is killed, once the last job of it has ended.
 demo: envs
@@ -40,6 +40,11 @@ test-workflow: envs
 
 test-potentials: envs
 	for name in $(POTENTIALS); do .venvs/$$name/bin/python -m pytest tests/potentials || exit 1; done
+
+# A real SLURM on this machine; root on a Debian-like system installs it where it is missing.
+test-slurm: envs
+	command -v slurmctld > /dev/null || sh tests/slurm/install.sh
+	$(MAIN)/python -m pytest tests/slurm
 
 lint: envs
 	$(MAIN)/ruff check .
