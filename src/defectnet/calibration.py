@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from defectnet.batches.worker import PRISTINE
+from defectnet.batches import COMPARISON, PRISTINE
 from defectnet.config import Config
 from defectnet.costs import GUESSES, KINDS, RULE_UNITS, START_S, Costs, Fit, Size, Speed, speed_key, terms, units
 from defectnet.errors import RecordError
 from defectnet.hosts.sheet import Host
 from defectnet.layout import RECORD_STAGES, Layout
-from defectnet.records import Entry, read_header, read_manifest
+from defectnet.records import Entry, RecordStore, read_header, read_manifest
 from defectnet.supercells import HostPlan, read_plans
 
 
@@ -61,15 +61,16 @@ class Calibration:
             entries = [entry for entry in read_manifest(layout.batch(stage, batch)) if entry.host in sizes]
         except RecordError:
             return
-        spent, key = 0.0, ""
+        store, spent, key = RecordStore(layout.records), 0.0, ""
         for entry in entries:
-            path = layout.records / stage / entry.host / f"{entry.key[:32]}.h5"
+            path = store.path(stage, entry.host, entry.key)
             if entry.status != "done" or not path.exists():
                 continue
             header = read_header(path)
             spent += header["cost"]["wall_s"]
-            key = speed_key(config, header["cost"].get("device", "")) if "device" in header["cost"] else key
-            if entry.item != "comparison":
+            if "device" in header["cost"]:
+                key = speed_key(config, header["cost"]["device"])
+            if entry.item != COMPARISON:
                 self._record(config, entry, header, path.stat().st_size, plans[entry.host], sizes[entry.host])
         items = {entry.item.split("-")[0] for entry in entries}
         if stage == "superposed" and items & {"superposed", "probed"}:
