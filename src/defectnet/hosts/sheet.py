@@ -11,7 +11,10 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 SOURCES = ("curated", "directory", "optimade", "snumat", "materials-project")
 
 CELL_COLUMNS = ("spacegroup", "a", "b", "c", "alpha", "beta", "gamma", "sites")
+
+IN_PARALLEL = 200
+"""Sheets with more hosts than this are checked by several processes: symmetry takes up to 50 ms of each."""
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -158,15 +164,17 @@ def check_hosts(
     ``vocabulary`` are the allowed element symbols; ``progress`` may wrap the loop. Raises one :class:`InputError` that
     lists all problems as ``path:line: id: field: what is wrong; remedy``.
     """
-    allowed = set(vocabulary)
+    find = partial(_host_problems, allowed=frozenset(vocabulary))
     problems = _id_problems(hosts, sheet_path)
-    for host in progress(hosts):
-        problems += [f"{_place(host, sheet_path)}: {text}" for text in _host_problems(host, allowed)]
+    with ProcessPoolExecutor() if len(hosts) > IN_PARALLEL else nullcontext() as pool:
+        found = pool.map(find, hosts, chunksize=IN_PARALLEL // 10) if pool else map(find, hosts)
+        for host, texts in zip(progress(hosts), found, strict=True):
+            problems += [f"{_place(host, sheet_path)}: {text}" for text in texts]
     if problems:
         raise InputError("\n".join(problems))
 
 
-def _host_problems(host: Host, allowed: set[str]) -> list[str]:
+def _host_problems(host: Host, allowed: frozenset[str]) -> list[str]:
     """Everything wrong with one host, as ``id: field: problem; remedy``."""
     from pymatgen.core import Composition
 
