@@ -113,6 +113,12 @@ class SevenNet:
         self._dtype = getattr(torch, identity.dtype)
         model.set_is_batch_data(True)
         model.requires_grad_(False)
+        if device == "cpu":
+            from defectnet.potentials.tensor_product import TensorProduct
+
+            for module in model.children():
+                if hasattr(module, "convolution"):
+                    module.convolution = TensorProduct(module.convolution)
         self._model = model.to(device=device, dtype=self._dtype).eval()
         self._skinned = SkinnedGraph(self._skin)
 
