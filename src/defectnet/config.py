@@ -193,6 +193,12 @@ class Superposition(Block):
     mass_only_per_host: int = Field(
         0, ge=0, description="Spectra per host with the host's force constants and the dopants' masses."
     )
+    atoms_min: int | None = Field(
+        None,
+        ge=1,
+        le=5000,
+        description="Superposed supercells have this many atoms to a quarter more; null: those of the single defects.",
+    )
     concentration_max: float = Field(
         0.125, gt=0, le=1, description="Highest total concentration that is superposed, as a fraction."
     )

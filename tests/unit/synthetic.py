@@ -73,7 +73,7 @@ def spectra(formulas: list[str], per_host: int, repeats: int, seed: int = 0):
         quality = {"relax_steps": 0.0, "residual_force_eV_per_A": 1e-4, "imaginary_weight": 0.0}
         yield SpectrumEntry(
             f"{formula}-pristine", fidelity="direct", concentrations={}, modes=modes, n_atoms=n,
-            record_digest="r0", quality=quality, pristine=True, **common,
+            record_digest="r0", quality=quality, role="pristine", **common,
         )  # fmt: skip
         original = bulk(formula, CRYSTALS[formula][0], a=5.0, cubic=True).get_chemical_symbols() * repeats**3
         host = host_entry(formula)

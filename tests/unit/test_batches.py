@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from defectnet.batches import (
     COMPARISON,
     PRISTINE,
+    RESPONSES,
     assign,
     atoms_of,
     library_batch,
@@ -28,6 +29,7 @@ from defectnet.config import parse_config
 from defectnet.dataset.aggregate import aggregate
 from defectnet.dataset.schema import COMPARED, Dataset, content_digest
 from defectnet.dopants import recommend
+from defectnet.elements import element_amounts
 from defectnet.errors import InputError, PhysicsError, RecordError
 from defectnet.layout import Layout
 from defectnet.phonons.modes import diagonalise
@@ -840,9 +842,11 @@ def test_where_no_arrangement_fits_the_others_go_on(copied_run, arranged, cheap)
     entries = superpose_again(copied_run, arranged, changed(cheap, superposition={"concentration_max": 0.05}))
     assert [(e.host, e.item, e.status) for e in entries] == [
         ("NaCl", COMPARISON, "done"),
+        ("NaCl", RESPONSES, "done"),
         ("NaCl", "mass_only-0", "failed"),
         ("NaCl", "superposed-0", "failed"),
         ("KF", COMPARISON, "done"),
+        ("KF", RESPONSES, "done"),
         ("KF", "mass_only-0", "failed"),
         ("KF", "probed-0", "skipped"),
     ]
@@ -851,7 +855,7 @@ def test_where_no_arrangement_fits_the_others_go_on(copied_run, arranged, cheap)
 
 def test_hosts_that_superposition_fails_get_probed_cells(copied_run, arranged, cheap):
     items = [e.item for e in copied_run.superposed if e.host == "KF"]
-    assert items == [COMPARISON, "mass_only-0", "probed-0"]
+    assert items == [COMPARISON, RESPONSES, "mass_only-0", "probed-0"]
     error = copied_run.of("superposed", "KF", COMPARISON).arrays["superposed_l1"]
     assert np.median(error) > cheap.superposition.error_max
     record = copied_run.of("superposed", "KF", "probed-0")
@@ -860,14 +864,15 @@ def test_hosts_that_superposition_fails_get_probed_cells(copied_run, arranged, c
     assert 0 < sum(record.header["concentrations"].values()) <= 0.125
     patient = changed(cheap, superposition={"error_max": 10.0})
     again = superpose_again(replace(copied_run, relaxations=copied_run.relaxations[3:]), arranged, patient)
-    assert [e.item for e in again] == [COMPARISON, "mass_only-0", "superposed-0"]
-    assert again[:2] == [e for e in copied_run.superposed if e.host == "KF"][:2]
+    assert [e.item for e in again] == [COMPARISON, RESPONSES, "mass_only-0", "superposed-0"]
+    assert again[:3] == [e for e in copied_run.superposed if e.host == "KF"][:3]
 
 
 def test_nothing_is_superposed_without_a_library(copied_run, arranged, cheap, evaluated):
     run = replace(copied_run, library=[])
     entries = superpose_again(run, arranged, cheap)
-    assert [(e.host, e.item) for e in entries] == [(h, i) for h in ("NaCl", "KF") for i in (COMPARISON, "mass_only-0")]
+    items = (COMPARISON, RESPONSES, "mass_only-0")
+    assert [(e.host, e.item) for e in entries] == [(host, item) for host in ("NaCl", "KF") for item in items]
     assert len(run.store.find("superposed", "NaCl", entries[0].key).arrays["superposed_l1"]) == 0
     assert evaluated == []
 
@@ -880,6 +885,40 @@ def test_comparison_without_its_direct_record_is_not_remembered(copied_run, arra
     with pytest.raises(RecordError, match=rf"{lost.name}: gone; run `defectnet phonons` again"):
         superpose_again(copied_run, arranged, cheap)
     assert not store.path("superposed", "NaCl", copied_run.superposed[0].key).exists()
+
+
+def test_responses_are_spectra_of_single_substitutions(copied_run, two, arranged, cheap, tmp_path, evaluated):
+    """In a supercell four times the size of the one where the single defects were computed."""
+    larger = changed(cheap, hosts={"per_batch": 2}, superposition={"atoms_min": 64})
+    entries = superpose_again(copied_run, arranged, larger)
+    assert evaluated == []
+    copy_records(copied_run.store, tmp_path / "records")
+    layout = Layout(tmp_path)
+    write_plans(layout, "batch-00000", arranged)
+    stages = ("library", copied_run.library), ("phonons", copied_run.phonons), ("superposed", entries)
+    for stage, made in stages:
+        write_manifest(layout.batch(stage, "batch-00000"), made)
+    aggregate(two, larger, layout)
+    with Dataset(layout.dataset) as dataset:
+        spectra = dataset.spectra
+        role = np.array(spectra.role)
+        rows = np.flatnonzero((role == "response") & (spectra.host == 0))
+        elements = [next(iter(element_amounts(concentrations))) for concentrations in spectra.concentrations[rows]]
+        fidelities = [spectra.fidelity[row] for row in rows]
+        assert sorted(zip(elements, fidelities, strict=True)) == sorted(
+            (candidate.dopant, fidelity)
+            for candidate in arranged["NaCl"].candidates
+            for fidelity in ("mass_only", "superposed")
+        )
+        np.testing.assert_allclose(spectra.concentrations[rows].sum(axis=1), 1 / 64)
+        np.testing.assert_allclose(spectra.quality["site_share"][rows], 1)
+        # Every spectrum is compared with the host in its own supercell, and responses move modes but make none.
+        np.testing.assert_array_equal(spectra.n_atoms[spectra.reference], spectra.n_atoms)
+        assert {spectra.n_atoms[row] for row in np.flatnonzero(role == "pristine")} == {16, 64}
+        change = spectra.pdos[rows] - spectra.pdos[spectra.reference[rows]]
+        np.testing.assert_allclose(change @ np.diff(dataset.edges_meV), 0, atol=1e-4)
+        assert np.abs(change).max() > 1e-4
+        assert dataset.hosts.pristine[0] == spectra.id.index("NaCl/pristine")
 
 
 # --- dataset ------------------------------------------------------------------------------------------------------

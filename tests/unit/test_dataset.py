@@ -58,7 +58,7 @@ def test_round_trip(path):
             assert np.abs(data.spectra.pdos[row] - expected) @ np.diff(data.edges_meV) < 4e-4
             assert data.spectra.quality["relax_steps"][row] == entry.quality["relax_steps"]
         for host, row in enumerate(data.hosts.pristine):
-            assert data.spectra.pristine[row]
+            assert data.spectra.role[row] == "pristine"
             assert data.spectra.host[row] == host
         # Pristine entries report no wall time.
         assert np.isnan(data.spectra.quality["wall_s"][data.hosts.pristine]).all()
@@ -203,7 +203,7 @@ def test_other_files_are_refused(path, tmp_path):
         ({"concentrations": {"Xe": 0.1}}, "vocabulary"),
         ({"concentrations": {"As": 0.1}}, "no candidate"),
         ({"concentrations": {}}, "at least one"),
-        ({"pristine": True}, "no dopant"),
+        ({"role": "pristine"}, "no dopant"),
         ({"id": "Si-pristine"}, "second one"),
     ],
 )
@@ -224,14 +224,15 @@ def test_inconsistent_hosts_are_refused(tmp_path):
         make_dataset(tmp_path / "d.h5", [], 0, hosts=[host_entry("Si"), host_entry("Si")])
 
 
-def test_full_disk_leaves_the_old_file(path, tmp_path):
+@pytest.mark.parametrize("room", [20_000, 100_000, 300_000])
+def test_full_disk_leaves_the_old_file(path, tmp_path, room):
     """A limit on file size stands in for a full disk."""
     target = tmp_path / "dataset.h5"
     target.write_bytes(path.read_bytes())
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
         try:
             make_dataset(target, FORMULAS, PER_HOST)
         except RecordError as error:

@@ -239,12 +239,13 @@ def test_forces_under_way(tree):
 def test_hosts_that_get_probed_cells_wait_for_those(tree):
     tree.plan("NaCl", "KF", "CaS")
     tree.record("superposed", "NaCl", "comparison", 100)
+    tree.record("superposed", "NaCl", "responses", 95)
     tree.record("superposed", "NaCl", "mass_only-0", 90)
     tree.record("superposed", "NaCl", "probed-0", 80)  # a relaxation; its phonons follow
     tree.record("superposed", "NaCl", "probed-0", 70, fidelity="probed")
     tree.record("superposed", "NaCl", "probed-1", 60)
     others = 2 * len(tree.expected("superposed", "KF"))
-    assert tree.counts("superposed") == (3, 0, 0, 1 + others)
+    assert tree.counts("superposed") == (4, 0, 0, 1 + others)
 
 
 def test_time_left(tree):

@@ -28,6 +28,7 @@ EVERY = {
     "phonons/doped",
     "library/defect",
     "superposed/comparison",
+    "superposed/responses",
     "superposed/superposed",
 }
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from defectnet.batches.library import library_batch
 from defectnet.batches.phonons import phonon_batch
 from defectnet.batches.relax import relax_batch
-from defectnet.batches.superposed import COMPARISON, superpose_batch
+from defectnet.batches.superposed import COMPARISON, RESPONSES, superpose_batch
 from defectnet.batches.worker import PRISTINE, atoms_of, modes_of, structure_of
 from defectnet.config import Config
 from defectnet.errors import InputError
@@ -21,6 +21,7 @@ from defectnet.hosts.sheet import Host
 __all__ = [
     "COMPARISON",
     "PRISTINE",
+    "RESPONSES",
     "assign",
     "atoms_of",
     "library_batch",

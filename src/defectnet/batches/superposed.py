@@ -1,9 +1,14 @@
-"""Stage ``superposed``: how good superposition is for each host, and the spectra it yields."""
+"""Stage ``superposed``: how good superposition is for each host, and the spectra it yields.
+
+Superposed spectra may be of larger supercells than the one the single defects were computed in
+(``superposition.atoms_min``), for low concentrations and less scatter between arrangements.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ase.data import atomic_numbers
@@ -17,14 +22,19 @@ from defectnet.digests import digest
 from defectnet.dopants import Candidate
 from defectnet.errors import InputError, PhysicsError
 from defectnet.phonons.comparison import compare
+from defectnet.phonons.library import inequivalent_sites
 from defectnet.phonons.modes import Modes, diagonalise, stability
+from defectnet.phonons.superposition import Superposition
 from defectnet.progress import track
 from defectnet.records import PHYSICS_VERSION, Entry, Record, RecordStore
 from defectnet.seeds import generator
-from defectnet.supercells import HostPlan, Plan, apply, plan_substitutions
+from defectnet.supercells import HostPlan, Plan, apply, expansion_matrix, plan_substitutions
 
 COMPARISON = "comparison"
+RESPONSES = "responses"
 SPECTRA_PER_RECORD = 100
+WIDER = 1.25
+"""Superposed supercells have ``superposition.atoms_min`` to this many times as many atoms."""
 
 
 def superpose_batch(
@@ -37,15 +47,18 @@ def superpose_batch(
 ) -> list[Entry]:
     """Compare superposed with direct spectra of every host, and make the spectra that superposition is good for.
 
-    Items of a host: ``comparison``; ``mass_only-K`` and ``superposed-K``, each up to :data:`SPECTRA_PER_RECORD`
-    spectra, or, where the median error of superposition exceeds ``superposition.error_max``, ``probed-K``, each one
-    supercell that is relaxed and probed instead.
+    Items of a host: ``comparison``; ``responses``, the spectra of all single substitutions, of the dopant's mass only
+    and, where the library has it, of the whole defect; ``mass_only-K`` and ``superposed-K``, each up to
+    :data:`SPECTRA_PER_RECORD` spectra, or, where the median error of superposition exceeds
+    ``superposition.error_max``, ``probed-K``, each one supercell that is relaxed and probed instead.
 
     Arrays of ``comparison``, one entry per direct spectrum: the fields of
     :class:`~defectnet.phonons.comparison.Comparison`, ``total_doping`` and ``number`` of the doped cell. Arrays of
-    ``superposed-K`` and ``mass_only-K``: ``energies_meV`` [S, M], ``weights`` [S, M, E], ``concentrations`` [S, E],
-    ``imaginary_modes`` and ``energy_lowest_meV`` [S], ``sites`` and ``dopants`` (atomic numbers) [S, D], padded with -1
-    and 0. A record of ``probed-K`` is one of stage ``phonons``.
+    ``superposed-K``, ``mass_only-K`` and ``responses``: ``energies_meV`` [S, M], ``weights`` [S, M, E],
+    ``concentrations`` [S, E], ``imaginary_modes`` and ``energy_lowest_meV`` [S], ``sites`` and ``dopants`` (atomic
+    numbers) [S, D], padded with -1 and 0. ``responses`` have also ``site_share`` [S], the share of the replaced
+    element's sites that are equivalent to the substituted one, and their first spectrum is of the pristine supercell
+    if it is larger than that of the direct spectra. A record of ``probed-K`` is one of stage ``phonons``.
     """
     job = Job.of(config, store)
     settings = config.superposition
@@ -64,15 +77,32 @@ def superpose_batch(
         ground = Ground.of(store, relaxed, modes, plan, library)
         entry, comparison = _comparison(job, plan, ground.library, computed)
         entries.append(entry)
-        entries += _spectra(job, "mass_only", settings.mass_only_per_host, pristine, plan, ground.library)
+        try:
+            wide = _wide(job, ground.library)
+        except InputError as error:
+            entries.append(Entry(host, RESPONSES, "skipped", reason=str(error)))
+            continue
+        entries.append(_responses(job, pristine, plan, ground.library, wide))
+        entries += _spectra(job, "mass_only", settings.mass_only_per_host, pristine, plan, ground.library, wide)
         if not comparison.done or not settings.superposed_per_host:
             continue
         errors = comparison.arrays["superposed_l1"]
         if len(errors) and np.median(errors) > settings.error_max:
             entries += _probed(job, relaxation, relaxed, plan, ground)
         else:
-            entries += _spectra(job, "superposed", settings.superposed_per_host, pristine, plan, ground.library)
+            entries += _spectra(job, "superposed", settings.superposed_per_host, pristine, plan, ground.library, wide)
     return entries
+
+
+def _wide(job: Job, library: Library) -> Superposition:
+    """The supercell of superposed spectra. Raises :class:`InputError` if no size in the range fits the host."""
+    least, narrow = job.config.superposition.atoms_min, library.superpose
+    if least is None:
+        return narrow
+    primitive = narrow.primitive
+    most = int(WIDER * least)
+    matrix = expansion_matrix(primitive.cell.array, len(primitive), least, most, narrow.group.rotations)
+    return narrow.into(matrix)
 
 
 def _comparison(
@@ -116,34 +146,76 @@ def _draw(job: Job, plan: HostPlan, symbols: Sequence[str], candidates: Sequence
         raise PhysicsError(str(error)) from None
 
 
-def _spectra(job: Job, fidelity: str, count: int, pristine: Entry, plan: HostPlan, library: Library) -> list[Entry]:
+def _inputs(pristine: Entry, library: Library, superposed: bool, wide: Superposition) -> dict[str, Any]:
+    """What the key of every record of spectra depends on."""
+    return {
+        "physics": PHYSICS_VERSION,
+        "host": pristine.key,
+        "library": sorted(library.keys.values()) if superposed else [],
+        "expansion": wide.folding.matrix.tolist(),
+    }
+
+
+def _modes(plan: Plan, fidelity: str, wide: Superposition) -> Modes:
+    """Modes of one arrangement, superposed or of changed masses only."""
+    hessian = wide(plan).hessian if fidelity == "superposed" else wide.hessian
+    doped = apply(plan, wide.folding.atoms)
+    return diagonalise(hessian, doped.get_masses(), list(doped.symbols))
+
+
+def _responses(job: Job, pristine: Entry, plan: HostPlan, library: Library, wide: Superposition) -> Entry:
+    """Spectra of one substitution each, from which follows what a dopant does to the host's spectrum."""
+    sites, parents = wide.group.sites, wide.folding.parent
+    singles = inequivalent_sites(wide.primitive, plan.candidates)
+    rows = [("mass_only", *single) for single in singles]
+    rows += [("superposed", *single) for single in singles if single in library.keys]
+    inputs = _inputs(pristine, library, True, wide)
+    key = digest(fidelity=RESPONSES, singles=[[site, dopant] for site, dopant in singles], **inputs)
+    larger = len(wide.folding) > len(library.superpose.folding)
+
+    def compute(_checkpoint: Path) -> Record:
+        plans, fidelities, shares = [], [], []
+        if larger:
+            plans, fidelities, shares = [Plan((), ())], ["mass_only"], [1.0]
+        for fidelity, site, dopant in rows:
+            plans.append(Plan((int(np.flatnonzero(parents == site)[0]),), (dopant,)))
+            fidelities.append(fidelity)
+            same_element = wide.primitive.numbers == wide.primitive.numbers[site]
+            shares.append(float(np.mean(sites[same_element] == site)))
+        told = track(list(zip(plans, fidelities, strict=True)), f"responses of {plan.host_id}")
+        modes = [_modes(one, fidelity, wide) for one, fidelity in told]
+        record = _many(modes, plans, len(parents), "mass_only")
+        record.header["fidelities"] = fidelities
+        record.arrays["site_share"] = np.array(shares)
+        return record
+
+    return job.item("superposed", plan.host_id, RESPONSES, key, compute, with_potential=False)[0]
+
+
+def _spectra(
+    job: Job, fidelity: str, count: int, pristine: Entry, plan: HostPlan, library: Library, wide: Superposition
+) -> list[Entry]:
     """``count`` spectra of random arrangements, superposed or of changed masses only, in records of many."""
     candidates = library.candidates(plan) if fidelity == "superposed" else list(plan.candidates)
     if not candidates:
         return []
-    config, atoms = job.config, library.superpose.folding.atoms
+    config, symbols = job.config, list(wide.folding.atoms.symbols)
     inputs = {
         "fidelity": fidelity,
-        "physics": PHYSICS_VERSION,
-        "host": pristine.key,
-        "library": sorted(library.keys.values()) if fidelity == "superposed" else [],
         "candidates": [[candidate.dopant, candidate.replaces] for candidate in candidates],
         "supercells": config.supercells.model_dump(exclude={"doped_per_host", "atoms_min", "atoms_max"}),
         "concentration_max": config.superposition.concentration_max,
         "seed": config.run.seed,
+        **_inputs(pristine, library, fidelity == "superposed", wide),
     }
     entries = []
     for first in range(0, count, SPECTRA_PER_RECORD):
         numbers = range(first, min(first + SPECTRA_PER_RECORD, count))
 
         def compute(_checkpoint: Path, numbers: range = numbers) -> Record:
-            plans = [_draw(job, plan, list(atoms.symbols), candidates, number) for number in numbers]
-            modes = []
-            for one in track(plans, f"{fidelity} spectra of {plan.host_id}"):
-                hessian = library.superpose(one).hessian if fidelity == "superposed" else library.superpose.hessian
-                doped = apply(one, atoms)
-                modes.append(diagonalise(hessian, doped.get_masses(), list(doped.symbols)))
-            return _many(modes, plans, len(atoms), fidelity)
+            plans = [_draw(job, plan, symbols, candidates, number) for number in numbers]
+            modes = [_modes(one, fidelity, wide) for one in track(plans, f"{fidelity} spectra of {plan.host_id}")]
+            return _many(modes, plans, len(symbols), fidelity)
 
         key = digest(**inputs, first=numbers.start, last=numbers.stop)
         item = f"{fidelity}-{first // SPECTRA_PER_RECORD}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from defectnet.batches import COMPARISON, PRISTINE, assign, modes_of
+from defectnet.batches import COMPARISON, PRISTINE, RESPONSES, assign, modes_of
 from defectnet.config import Config
 from defectnet.dataset.schema import COMPARED, Dataset, HostEntry, MissingEntry, SpectrumEntry, write_dataset
 from defectnet.digests import digest
@@ -48,7 +48,7 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[Co
             reason = entry.reason or "its host has no pristine spectrum"
             missing.append(MissingEntry(entry.host, entry.item, stage, entry.status, reason))
     write_atomically(layout.missing, _as_table(missing).encode())
-    if not any(entry.item not in (PRISTINE, COMPARISON) for _, entry in finished):
+    if not any(entry.item not in (PRISTINE, COMPARISON, RESPONSES) for _, entry in finished):
         reasons = "; ".join(
             f"{count} x {reason}" for reason, count in Counter(m.reason for m in missing).most_common(3)
         )
@@ -97,11 +97,15 @@ def _spectra(entries: Iterator[tuple[str, Entry]], store: RecordStore) -> Iterat
                 f"{entry.host} {entry.item}: computed with {other}, others with {potential}; "
                 "one dataset holds one potential: run the workflow again"
             )
-        for suffix, concentrations, modes, quality in _contents(record):
+        for row, (suffix, concentrations, modes, quality) in enumerate(_contents(record)):
+            if entry.item == RESPONSES:
+                fidelity, role = record.header["fidelities"][row], "response" if concentrations else "pristine"
+            else:
+                fidelity, role = record.header["fidelity"], "pristine" if entry.item == PRISTINE else "doped"
             yield SpectrumEntry(
                 id=f"{entry.host}/{entry.item}{suffix}",
                 host_id=entry.host,
-                fidelity=record.header["fidelity"],
+                fidelity=fidelity,
                 concentrations=concentrations,
                 modes=modes,
                 n_atoms=record.header["n_atoms"],
@@ -109,7 +113,7 @@ def _spectra(entries: Iterator[tuple[str, Entry]], store: RecordStore) -> Iterat
                 potential_digest=potential_digest,
                 record_digest=entry.key,
                 quality=quality,
-                pristine=entry.item == PRISTINE,
+                role=role,
             )
 
 
@@ -147,7 +151,8 @@ def _contents(record: Record) -> Iterator[tuple[str, dict[str, float], Modes, di
         modes = Modes(energies, weights[row][:, present], tuple(elements[column] for column in present))
         fractions = arrays["concentrations"][row]
         concentrations = {elements[column]: float(fractions[column]) for column in np.flatnonzero(fractions)}
-        quality = {name: float(arrays[name][row]) for name in ("imaginary_modes", "energy_lowest_meV")}
+        told = ("imaginary_modes", "energy_lowest_meV", "site_share")
+        quality = {name: float(arrays[name][row]) for name in told if name in arrays}
         quality["imaginary_weight"] = quality["imaginary_modes"] / len(energies)
         yield f"-{row}", concentrations, modes, quality
 

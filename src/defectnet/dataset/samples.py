@@ -105,20 +105,74 @@ def load_samples(dataset: Dataset, axis: Axis) -> Samples:
     """All doped spectra of the dataset on the given axis, in the order of its table."""
     rows = dataset.doped
     hosts = dataset.spectra.host[rows]
-    if axis.kind == "absolute":
-        bin_shares = np.diff(dataset.edges_meV) * (len(dataset.edges_meV) - 1)
-        spectra = dataset.spectra.pdos * bin_shares.astype(np.float32)
-    else:
-        spectra = _on_host_axes(dataset, axis)
+    spectra = _intensities_of(dataset, axis)
     return Samples(
         row=rows,
         host=hosts,
-        pristine=spectra[dataset.hosts.pristine[hosts]],
+        pristine=spectra[dataset.spectra.reference[rows]],
         doped=spectra[rows],
         composition=dataset.hosts.composition[hosts].astype(np.float32),
         candidates=dataset.hosts.candidates[hosts],
         targets=dataset.spectra.concentrations[rows].astype(np.float32),
     )
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What the candidates of each host do to its spectrum, per unit of concentration: the limit of low doping.
+
+    A doped spectrum is about ``pristine + Σ concentration × response``. K is the most candidates of any host.
+
+    elements           : [H, K] index Z - 1 of the candidates, ascending; -1 where a host has fewer
+    library, mass_only : [H, K, B] float32 intensities from the host's single defects, and from the dopants' masses in
+                         the host's force constants; 0 where unknown
+    knows_library, knows_mass : [H, K] bool
+    """
+
+    elements: np.ndarray
+    library: np.ndarray
+    mass_only: np.ndarray
+    knows_library: np.ndarray
+    knows_mass: np.ndarray
+
+
+def load_responses(dataset: Dataset, axis: Axis) -> Responses:
+    """Responses of all candidates: spectra of single substitutions less the host's, over their concentration.
+
+    Where a candidate may sit on inequivalent sites, these are averaged as a random occupation would; if a single
+    defect is missing for one of them, the candidate's library response counts as unknown.
+    """
+    table, spectra = dataset.spectra, _intensities_of(dataset, axis)
+    rows = np.flatnonzero(np.array(table.role) == "response")
+    most = int(dataset.hosts.candidates.sum(axis=1).max(initial=0))
+    shape = len(dataset.hosts.id), most
+    elements = np.full(shape, -1)
+    for host, asked in enumerate(dataset.hosts.candidates):
+        elements[host, : asked.sum()] = np.flatnonzero(asked)
+    fidelity, share = np.array(table.fidelity), table.quality.get("site_share")
+    sums = {name: np.zeros((*shape, spectra.shape[1]), np.float32) for name in ("superposed", "mass_only")}
+    shares = {name: np.zeros(shape) for name in sums}
+    for row in rows:
+        host, element = table.host[row], int(table.concentrations[row].argmax())
+        place = host, int(np.flatnonzero(elements[host] == element)[0])
+        change = (spectra[row] - spectra[table.reference[row]]) / table.concentrations[row, element]
+        sums[fidelity[row]][place] += share[row] * change
+        shares[fidelity[row]][place] += share[row]
+    # Shares of several replaced elements sum to more than one; candidates stand for sites of all of them.
+    for name, values in sums.items():
+        values /= np.maximum(shares[name], 1e-9)[..., None].astype(np.float32)
+    whole = {name: (total > 0) & np.isclose(total, np.rint(total)) for name, total in shares.items()}
+    for name, values in sums.items():
+        values[~whole[name]] = 0
+    return Responses(elements, sums["superposed"], sums["mass_only"], whole["superposed"], whole["mass_only"])
+
+
+def _intensities_of(dataset: Dataset, axis: Axis) -> np.ndarray:
+    """Intensities [S, B] float32 of all spectra of the dataset."""
+    if axis.kind == "host":
+        return _on_host_axes(dataset, axis)
+    bin_shares = np.diff(dataset.edges_meV) * (len(dataset.edges_meV) - 1)
+    return dataset.spectra.pdos * bin_shares.astype(np.float32)
 
 
 def _on_host_axes(dataset: Dataset, axis: Axis) -> np.ndarray:

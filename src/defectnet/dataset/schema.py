@@ -6,8 +6,9 @@ Layout (H hosts, S spectra, B bins, E elements of one spectrum, M modes of one s
     /grid/edges_meV    [B + 1]
     /hosts/            id, formula, composition [H, 56], candidates [H, 56] bool,
                        replaces (JSON: dopant -> replaced element), pristine (row of /spectra, -1 when missing)
-    /spectra/          id, host (row of /hosts), fidelity, pristine bool, concentrations [S, 56], pdos [S, B],
-                       n_atoms, potential, potential_digest, record_digest
+    /spectra/          id, host (row of /hosts), fidelity, role, reference (row of the pristine spectrum of the same
+                       supercell), concentrations [S, 56], pdos [S, B], n_atoms, potential, potential_digest,
+                       record_digest
     /spectra/quality/  one column [S] per reported quantity, NaN where a spectrum does not have it
     /modes/            energy_meV [ΣM] float32 with mode_offset [S + 1]; weights [ΣM·E] float16 with weight_offset
                        [S + 1], one spectrum row-major [M, E]; elements (atomic numbers) [ΣE] with element_offset
@@ -46,11 +47,15 @@ from defectnet.errors import InputError, RecordError
 from defectnet.phonons.modes import Modes
 from defectnet.phonons.pdos import Broadening, energy_edges
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 FIDELITIES = ("direct", "probed", "superposed", "mass_only")
 """How a spectrum was obtained: all force constants computed; single defects superposed and refined by Hessian-vector
 products at the relaxed structure; superposed only; or the host's force constants with other masses."""
+
+ROLES = ("pristine", "doped", "response")
+"""What a spectrum is for: a host to be compared with; a sample; or one substitution alone, whose difference from the
+host's spectrum is the response to a dopant."""
 
 COMPARED = (
     "number",
@@ -93,6 +98,7 @@ class SpectrumEntry:
     """One supercell's modes and what is known about them.
 
     concentrations : dopant symbol -> fraction of the sites of the undoped supercell; empty for a pristine cell.
+    role           : one of :data:`ROLES`. A host may have pristine spectra of several supercells; the first is its own.
     quality        : any named numbers, such as ``residual_force_eV_per_A`` or ``n_imaginary``.
     """
 
@@ -106,7 +112,7 @@ class SpectrumEntry:
     potential_digest: str
     record_digest: str
     quality: Mapping[str, float] = field(default_factory=dict)
-    pristine: bool = False
+    role: str = "doped"
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,8 @@ class SpectrumTable:
     id: list[str]
     host: np.ndarray
     fidelity: list[str]
-    pristine: np.ndarray
+    role: list[str]
+    reference: np.ndarray
     concentrations: np.ndarray
     pdos: np.ndarray
     n_atoms: np.ndarray
@@ -235,7 +242,7 @@ def _write_spectra(
     settings: Spectra,
     vocabulary: frozenset[str],
 ) -> dict[str, int]:
-    """Stream the spectra; returns the row of each host's pristine one. Only /modes grows on disk meanwhile."""
+    """Stream the spectra; returns the row of each host's first pristine one. Only /modes grows on disk meanwhile."""
     by_id = {host.id: host for host in hosts}
     row_of_host = {host.id: row for row, host in enumerate(hosts)}
     if len(by_id) != len(hosts):
@@ -248,20 +255,21 @@ def _write_spectra(
 
     rows: list[SpectrumEntry] = []
     densities: list[np.ndarray] = []
-    pristine: dict[str, int] = {}
+    pristine: dict[tuple[str, int], int] = {}  # by host and number of atoms
     seen: set[str] = set()
     broadening = Broadening(edges, settings)
     spectra = iter(spectra)
     while some := list(islice(spectra, SPECTRA_AT_ONCE)):
         for entry in some:
             _check(entry, by_id, vocabulary)
-            if entry.id in seen or (entry.pristine and entry.host_id in pristine):
+            supercell = entry.host_id, entry.n_atoms
+            if entry.id in seen or (entry.role == "pristine" and supercell in pristine):
                 raise InputError(
-                    f"spectrum {entry.id}: a second one with this id, or a second pristine one of its host"
+                    f"spectrum {entry.id}: a second one with this id, or a second pristine one of its supercell"
                 )
             seen.add(entry.id)
-            if entry.pristine:
-                pristine[entry.host_id] = len(rows)
+            if entry.role == "pristine":
+                pristine[supercell] = len(rows)
             energies.append(entry.modes.energies_meV)
             weights.append(entry.modes.weights)
             elements.append(np.array([atomic_numbers[symbol] for symbol in entry.modes.elements]))
@@ -270,19 +278,19 @@ def _write_spectra(
         for ragged in (energies, weights, elements):
             ragged.flush()
     for entry in rows:
-        if entry.host_id not in pristine:
+        if (entry.host_id, entry.n_atoms) not in pristine:
             raise InputError(
-                f"host {entry.host_id}: spectrum {entry.id} has no pristine spectrum to be compared with; "
-                "list it under missing"
+                f"host {entry.host_id}: spectrum {entry.id} has no pristine spectrum of {entry.n_atoms} atoms to be "
+                "compared with; list it under missing"
             )
     for ragged in (energies, weights, elements):
         ragged.close()
 
     group = file.create_group("spectra")
-    for name in ("id", "fidelity", "potential", "potential_digest", "record_digest"):
+    for name in ("id", "fidelity", "role", "potential", "potential_digest", "record_digest"):
         _write_text(group, name, [getattr(entry, name) for entry in rows])
     group["host"] = np.array([row_of_host[entry.host_id] for entry in rows], dtype=np.int64)
-    group["pristine"] = np.array([entry.pristine for entry in rows], dtype=bool)
+    group["reference"] = np.array([pristine[entry.host_id, entry.n_atoms] for entry in rows], dtype=np.int64)
     group["n_atoms"] = np.array([entry.n_atoms for entry in rows], dtype=np.int64)
     concentrations = np.array([element_vector(entry.concentrations) for entry in rows]).reshape(-1, MAX_Z)
     density = np.concatenate([np.empty((0, len(edges) - 1), np.float32), *densities])
@@ -291,7 +299,7 @@ def _write_spectra(
     quality = group.create_group("quality")
     for name in sorted({name for entry in rows for name in entry.quality}):
         quality[name] = np.array([entry.quality.get(name, np.nan) for entry in rows], dtype=np.float64)
-    return pristine
+    return {host: row for (host, _), row in reversed(pristine.items())}  # the first of each host
 
 
 def _check(entry: SpectrumEntry, hosts: Mapping[str, HostEntry], vocabulary: frozenset[str]) -> None:
@@ -302,7 +310,9 @@ def _check(entry: SpectrumEntry, hosts: Mapping[str, HostEntry], vocabulary: fro
         raise InputError(f"{where}: fidelity {entry.fidelity!r} is none of {', '.join(FIDELITIES)}")
     _refuse_unknown(where, {*entry.concentrations, *entry.modes.elements}, vocabulary)
     present = {symbol for symbol, fraction in entry.concentrations.items() if fraction > 0}
-    if entry.pristine == bool(present):
+    if entry.role not in ROLES:
+        raise InputError(f"{where}: role {entry.role!r} is none of {', '.join(ROLES)}")
+    if (entry.role == "pristine") == bool(present):
         raise InputError(f"{where}: a pristine cell holds no dopant and a doped one at least one, not {len(present)}")
     if unforeseen := present - set(hosts[entry.host_id].candidates):
         raise InputError(f"{where}: {', '.join(sorted(unforeseen))} is no candidate of host {entry.host_id}")
@@ -316,7 +326,9 @@ def _refuse_unknown(where: str, symbols: set[str], vocabulary: frozenset[str]) -
 
 
 def _write_text(group: h5py.Group, name: str, values: Sequence[str]) -> None:
-    group.create_dataset(name, data=np.array(values, dtype=object), dtype=h5py.string_dtype())
+    encoded = [value.encode() for value in values]
+    # Of fixed length: HDF5 cannot close a file with variable ones on a full disk.
+    group[name] = np.array(encoded, dtype=h5py.string_dtype(length=max(map(len, encoded), default=0) or 1))
 
 
 class _Ragged:
@@ -438,7 +450,7 @@ class Dataset:
     @property
     def doped(self) -> np.ndarray:
         """Rows of the doped spectra, ascending."""
-        return np.flatnonzero(~self.spectra.pristine)
+        return np.flatnonzero(np.array(self.spectra.role) == "doped")
 
     def modes(self, row: int) -> Modes:
         """The modes of one spectrum, read from disk, as float64."""

@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 
 from defectnet.errors import PhysicsError
-from defectnet.phonons.blocks import Blocks, fold
+from defectnet.phonons.blocks import Blocks, fold, impose_sum_rule, transplant
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.supercells import Plan, apply
 
@@ -64,8 +64,15 @@ class Superposition:
         self.folding = Folding.of(primitive, matrix)
         self.group = space_group(primitive)
         self.primitive = primitive
+        self.force_constants = force_constants
         self.hessian = self.folding.hessian(force_constants)
         self.defects = {(defect.site, defect.dopant): defect for defect in defects}
+
+    def into(self, matrix: np.ndarray) -> Superposition:
+        """The same host and defects in the supercell ``matrix``: what reaches beyond the old one is taken as zero."""
+        other = Folding.of(self.primitive, matrix)
+        force_constants = transplant(self.force_constants, self.folding, other)
+        return Superposition(self.primitive, matrix, force_constants, self.defects.values())
 
     def needs(self, plan: Plan) -> set[tuple[int, str]]:
         """The (site, dopant) of every single defect that an arrangement is made of."""
@@ -107,6 +114,8 @@ class Superposition:
             blocks = defect.blocks
             turned = rotation @ blocks.values @ rotation.T
             fold(Blocks(carried(blocks.first), carried(blocks.second), turned), self.folding, hessian)
+        # Blocks that meet at a corner of the supercell they are from may part in a larger one.
+        impose_sum_rule(hessian)
         displacements -= displacements.mean(axis=0)
         atoms = apply(plan, self.folding.atoms)
         atoms.positions += displacements

@@ -1,8 +1,9 @@
 """e3nn's tensor product of neighbours' features with spherical harmonics, in fewer passes over memory.
 
-The convolutions of NequIP-like networks (SevenNet, MACE) weigh every path (l1, l2) -> l3 of a message by its own function
-of the distance: "uvu" in e3nn (Geiger & Smidt, arXiv:2207.09453). On a CPU their time goes into reading and writing
-arrays of edges x channels, once or more per path. Here all paths of an l1 share one small matrix product per edge.
+The convolutions of NequIP-like networks (SevenNet, MACE) weigh every path (l1, l2) -> l3 of a message by its own
+function of the distance: "uvu" in e3nn (Geiger & Smidt, arXiv:2207.09453). On a CPU their time goes into reading and
+writing arrays of edges x channels, once or more per path. Here all paths of an l1 share one small matrix product per
+edge.
 ``tests/bench/tensor_product.py`` compares the two.
 """
 
