@@ -14,6 +14,7 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/dopants.smk"
 include: "workflow/rules/supercells.smk"
 include: "workflow/rules/library.smk"
@@ -28,7 +29,10 @@ include: "workflow/rules/report.smk"
 # Find everything that is wrong before anything expensive starts. Not a rule: whatever depended on it would run
 # again with it.
 onstart:
-    shell("{sys.executable} -m defectnet check --config {CONFIG_FILE}" + (" --no-potential" if WITH_CONDA else ""))
+    if set(workflow.dag_settings.targets) != {"plan"}:
+        shell(
+            "{sys.executable} -m defectnet check --config {CONFIG_FILE}" + (" --no-potential" if WITH_CONDA else "")
+        )
 
 
 localrules:

@@ -9,14 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
-from defectnet.batches import COMPARISON, PRISTINE
+from defectnet.batches import COMPARISON, PRISTINE, WIDE
 from defectnet.config import Config
-from defectnet.costs import GUESSES, KINDS, RULE_UNITS, START_S, Costs, Fit, Size, Speed, speed_key, terms, units
+from defectnet.costs import (
+    GUESSED_ERROR,
+    GUESSED_ERROR_PROBED,
+    GUESSES,
+    KINDS,
+    RULE_UNITS,
+    START_S,
+    Costs,
+    Fit,
+    Size,
+    Speed,
+    needed_displacements,
+    other_dopants,
+    speed_key,
+    terms,
+    units,
+)
 from defectnet.errors import RecordError
 from defectnet.hosts.sheet import Host
 from defectnet.layout import RECORD_STAGES, Layout
-from defectnet.records import Entry, RecordStore, read_header, read_manifest
+from defectnet.records import Entry, Record, RecordStore, read_header, read_manifest, read_record
 from defectnet.supercells import HostPlan, read_plans
 
 
@@ -27,8 +44,8 @@ class Calibration:
         self.work: dict[str, list] = defaultdict(list)
         self.speed: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
         self.start: dict[str, list[float]] = defaultdict(list)
-        self.missed: list[bool] = []
-        self.refused: list[bool] = []
+        self.error: list[tuple[str, tuple[float], float]] = []
+        self.probed: list[tuple[float, bool]] = []
         self.rules: dict[str, list[float]] = defaultdict(list)
         self.memory: dict[str, list[tuple[float, float]]] = defaultdict(list)
         self.bytes: dict[str, list[float]] = defaultdict(list)
@@ -70,41 +87,51 @@ class Calibration:
             spent += header["cost"]["wall_s"]
             if "device" in header["cost"]:
                 key = speed_key(config, header["cost"]["device"])
-            if entry.item != COMPARISON:
+            if entry.item == COMPARISON:
+                self._comparison(entry.host, read_record(path), plans[entry.host])
+            elif entry.item != WIDE:  # costs what the smaller supercell does, per atom
                 self._record(config, entry, header, path.stat().st_size, plans[entry.host], sizes[entry.host])
-        items = {entry.item.split("-")[0] for entry in entries}
-        if stage == "superposed" and items & {"superposed", "probed"}:
-            self.refused.append("superposed" not in items)
         benchmark = layout.results / "benchmarks" / stage / f"{batch}.tsv"
         if key and stage != "superposed" and benchmark.exists():
             # More was spent than the last job took if an earlier attempt had made part of the records.
             self.start[key].append(max(_benchmark(benchmark) - spent, 0.0))
+
+    def _comparison(self, host: str, record: Record, plan: HostPlan) -> None:
+        for number, error in zip(record.arrays.get("number", ()), record.arrays["superposed_l1"], strict=True):
+            if others := other_dopants(plan.plans[number], plan.n_sites):
+                self.error.append((host, (others,), float(error)))
 
     def _record(
         self, config: Config, entry: Entry, header: Mapping[str, Any], size_bytes: int, plan: HostPlan, size: Size
     ) -> None:
         kind, evaluations = _kind(header)
         stage, wall = header["stage"], header["cost"]["wall_s"]
-        site, spectra, atoms = 0.0, 1, size.n_sites
+        others, needed, spectra, atoms = 0.0, 0.0, 1, size.n_sites
         if kind == "spectra":
             spectra = header["spectra"]
             self.work[kind].append((entry.host, terms(kind, size, config), wall / spectra))
         else:
             if kind == "defect":
-                site = size.orbits[[atom for atom, _ in plan.orbits].index(header["site"])][1]
+                needed = size.orbits[[atom for atom, _ in plan.orbits].index(header["site"])][1]
             if kind == "relax_host":
                 atoms = size.n_primitive
-            self.work[kind].append((entry.host, terms(kind, size, config, site), atoms * evaluations))
-            quality = header["quality"]
-            if kind == "probed":
-                self.missed.append(header["fidelity"] == "direct")
+            if kind in ("direct", "probed") and stage == "phonons":
+                others = other_dopants(plan.plans[int(entry.item.removeprefix("doped-"))], plan.n_sites)
+                needed = float(needed_displacements(size, np.array(others)))
+                if kind == "probed" and others:
+                    self.probed.append((others, header["fidelity"] == "direct"))
+            # Left out: cells of a single dopant, and what stage superposed did not even try to probe. They are too
+            # symmetric to tell what others take.
+            if kind != "direct" or others:
+                self.work[kind].append((entry.host, terms(kind, size, config, needed), atoms * evaluations))
             # What is computed once besides would be taken for the speed of a few atoms.
             if kind not in ("relax_host", "phonons_host"):
-                spent = quality["force_evaluations"] if kind in ("direct", "probed") else evaluations
+                spent = header["quality"]["force_evaluations"] if kind in ("direct", "probed") else evaluations
                 key = speed_key(config, header["cost"]["device"])
                 self.speed[key][kind].append((entry.host, (atoms * spent,), wall))
-        self.bytes[stage].append(size_bytes / size.n_sites / spectra)
-        self.memory[stage].append((size.n_sites, header["cost"]["peak_mb"]))
+        per_spectrum = size.n_superposed if kind == "spectra" else size.n_sites
+        self.bytes[stage].append(size_bytes / per_spectrum / spectra)
+        self.memory[stage].append((per_spectrum, header["cost"]["peak_mb"]))
 
     def costs(self) -> Costs:
         """What was observed; guesses stand in for kinds of work that never occurred."""
@@ -115,10 +142,11 @@ class Calibration:
             )
             for key, kinds in self.speed.items()
         }
+        error = Fit.of(self.error) if self.error else GUESSED_ERROR
         return Costs(
             work={kind: Fit.of(self.work[kind]) if self.work[kind] else GUESSES[kind] for kind in KINDS},
-            missed=float(np.mean(self.missed or [0.5])),
-            refused=float(np.mean(self.refused or [0.5])),
+            error=error,
+            error_probed=_limit(error, self.probed) if self.probed else GUESSED_ERROR_PROBED,
             speeds=speeds,
             rules_s={rule: float(np.mean(values)) for rule, values in self.rules.items()},
             memory_mb={stage: _line_above(points) for stage, points in self.memory.items()},
@@ -140,6 +168,18 @@ def _kind(header: Mapping[str, Any]) -> tuple[str, int]:
     if "probes" in quality:
         return "probed", 2 * quality["probes"]
     return "direct", quality["force_evaluations"]
+
+
+def _limit(error: Fit, probed: Sequence[tuple[float, bool]]) -> float:
+    """The error of superposition that is exceeded as often as probing missed, from (concentration, missed)."""
+    # Half a supercell that missed and half a one that did not are added: a few of one kind do not mean all.
+    missed = (sum(miss for _, miss in probed) + 0.5) / (len(probed) + 1)
+    others = np.array([other for other, _ in probed])
+
+    def surplus(log_limit: float) -> float:
+        return float(np.mean(error.above(np.exp(log_limit), others))) - missed
+
+    return float(np.exp(brentq(surplus, -50, 50)))
 
 
 def _benchmark(path: Path) -> float:

@@ -27,7 +27,7 @@ from defectnet.gpus import one_gpu
 from defectnet.hosts.commands import app as hosts_app
 from defectnet.hosts.sheet import Host, read_sheet
 from defectnet.interruption import EXIT_CODE, Interrupted, stops_in_time
-from defectnet.layout import Layout
+from defectnet.layout import COSTS_FILE, Layout
 from defectnet.potentials.commands import app as potentials_app
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ def status(
 def plan(
     config: ConfigFile = DEFAULT_CONFIG,
     profile: Annotated[Path | None, typer.Option(help="Folder of a Snakemake profile whose limits to check.")] = None,
-    costs: Annotated[Path, typer.Option(help="What was learned from earlier runs.")] = Path("config/costs.json"),
+    costs: Annotated[Path, typer.Option(help="What was learned from earlier runs.")] = COSTS_FILE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what is left to do and what it will take, before anything is submitted."""
@@ -150,7 +150,7 @@ def plan(
 @app.command()
 def costs(
     config: Annotated[list[Path], typer.Option(help="Configuration of a finished run; may be given several times.")],
-    output: Annotated[Path, typer.Option(help="File to write.")] = Path("config/costs.json"),
+    output: Annotated[Path, typer.Option(help="File to write.")] = COSTS_FILE,
 ) -> None:
     """Learn from finished runs what things cost, for `defectnet plan` and hosts.per_batch: auto."""
     from defectnet.batches import assign
@@ -315,9 +315,23 @@ def dataset(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 
 @app.command()
+def compact(
+    output: Annotated[Path, typer.Option(help="File to write.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+) -> None:
+    """Copy dataset.h5 without modes: a small file to hand on, from which networks can be trained and evaluated."""
+    from defectnet.dataset.compact import write_compact
+
+    source = Layout(Path(load_config(config).run.results)).dataset
+    write_compact(source, output)
+    sizes = [path.stat().st_size / 1e6 for path in (output, source)]
+    log.info("wrote %s: %.1f MB, %s has %.1f MB", output, sizes[0], source, sizes[1])
+
+
+@app.command()
 def train(
     config: ConfigFile = DEFAULT_CONFIG,
-    split: Annotated[str, typer.Option(help="What the test part shares with the training part: host or row.")] = "host",
+    split: Annotated[str, typer.Option(help="What the test asks about: host, row, configuration or element.")] = "host",
     repeat: Annotated[int, typer.Option(min=0, help="Number of the repetition; each draws another split.")] = 0,
     minutes: Minutes = None,
     gpus: Gpus = None,

@@ -236,9 +236,10 @@ class Spectra(Block):
 class Training(Block):
     """The network and its training."""
 
-    preset: Literal["published", "absolute"] = Field(
+    preset: Literal["published", "absolute", "response"] = Field(
         "published",
-        description="published: network and axis of arXiv:2506.00725; absolute: same network, spectra block's axis.",
+        description="published: network and axis of arXiv:2506.00725; absolute: same network, spectra block's axis; "
+        "response: one query per candidate, given what it does to the host's spectrum.",
     )
     epochs: int = Field(10, ge=1, description="Passes over the training spectra.")
     batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")
@@ -250,6 +251,12 @@ class Training(Block):
     )
     distractor_probability: float = Field(
         0.5, ge=0, le=1, description="Chance that an absent candidate stays in the mask of a training sample."
+    )
+    resolution_bins: float = Field(
+        2.0, ge=0, description="preset response: training spectra are blurred by Gaussians of up to this width."
+    )
+    noise: float = Field(
+        0.02, ge=0, description="preset response: noise of up to this share of the mean intensity in training."
     )
 
 

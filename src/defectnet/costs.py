@@ -11,22 +11,24 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.optimize import nnls
+from scipy.special import ndtr
 
-from defectnet.config import Config
+from defectnet.batches.superposed import WIDER
+from defectnet.config import Config, Supercells
+from defectnet.dopants import Candidate
 from defectnet.errors import InputError
 from defectnet.files import write_atomically
 from defectnet.hosts.crystallography import general_positions, parse_sites
 from defectnet.hosts.sheet import Host
-from defectnet.layout import RECORD_STAGES
-from defectnet.supercells import HostPlan
-
-COSTS_FILE = Path("config/costs.json")
-"""Learned from runs with 7net-0; `defectnet costs` makes one from your own."""
+from defectnet.layout import COSTS_FILE, RECORD_STAGES
+from defectnet.seeds import generator
+from defectnet.supercells import HostPlan, Plan, plan_substitutions
 
 KINDS = ("relax_host", "phonons_host", "defect", "relax", "direct", "probed", "spectra")
 """Kinds of items whose work differs."""
@@ -59,9 +61,17 @@ class Fit(BaseModel):
         """The mean."""
         return float(np.dot(self.coefficients, terms))
 
+    def above(self, limit: float, term: np.ndarray) -> np.ndarray:
+        """Share of hosts whose quantity, of one ``term`` and log-normal, exceeds a limit; shape of ``term``."""
+        with np.errstate(divide="ignore"):  # what is proportional to zero exceeds nothing
+            return ndtr(np.log(self.coefficients[0] * term / limit) / self.spread)
+
 
 START_S = 10.0
 """Assumed time to start a potential where no benchmark tells."""
+
+DRAWS = 500
+"""Arrangements that stand for those of hosts that have none yet."""
 
 UNKNOWN_SPREAD = float(np.log(2.0))
 """Spread between hosts where only one was seen."""
@@ -81,6 +91,12 @@ GUESSES = {
 }
 """Work where no record tells."""
 
+GUESSED_ERROR = Fit(coefficients=(3.0,), spread=1.0, hosts=0)
+"""Error of superposition per concentration where no record tells: about that of the demo's hosts."""
+
+GUESSED_ERROR_PROBED = 0.3
+"""Error above which probing misses where no record tells: about that of the demo's hosts."""
+
 
 class Speed(BaseModel):
     """Seconds per atom-evaluation of a potential on a kind of device, by kind of item, and what starting it takes."""
@@ -93,19 +109,19 @@ class Speed(BaseModel):
 class Costs(BaseModel):
     """Everything that has been learned.
 
-    work       : atom-evaluations per term of :func:`terms`, by kind; seconds for ``spectra``
-    missed     : share of probed supercells that finite differences had to take over
-    refused    : share of hosts whose superposition is not good enough
-    speeds     : by ``potential model device``
-    rules_s    : seconds per unit of the rules that need no potential, see :data:`RULE_UNITS`
-    memory_mb  : peak of a process by stage, as (base, per atom)
-    bytes      : size of a record by stage, per atom and spectrum
+    work        : atom-evaluations per term of :func:`terms`, by kind; seconds for ``spectra``
+    error       : of superposition, as a share of the doped-pristine signal, per :func:`other_dopants`
+    error_probed: error above which probing, which starts from superposition, misses its tolerance
+    speeds      : by ``potential model device``
+    rules_s     : seconds per unit of the rules that need no potential, see :data:`RULE_UNITS`
+    memory_mb   : peak of a process by stage, as (base, per atom)
+    bytes       : size of a record by stage, per atom and spectrum
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     work: dict[str, Fit]
-    missed: float
-    refused: float
+    error: Fit
+    error_probed: float
     speeds: dict[str, Speed]
     rules_s: dict[str, float]
     memory_mb: dict[str, tuple[float, float]]
@@ -154,12 +170,13 @@ def units(rule: str, config: Config, hosts: Sequence[Host], batches: int) -> flo
 class Size:
     """What the cost of a host depends on.
 
-    n_sites, n_primitive: atoms of its supercell and of its primitive cell
-    orbits              : element and 6/|S| of every inequivalent site, S being its symmetry
-    defects             : 6/|S| of the site of single defects that its candidates can make, and how many there are
+    n_sites, n_superposed, n_primitive: atoms of its supercell, of that of its superposed spectra, of its primitive cell
+    orbits : element and 6/|S| of every inequivalent site, S being its symmetry
+    defects: 6/|S| of the site of single defects that its candidates can make, and how many there are
     """
 
     n_sites: float
+    n_superposed: float
     n_primitive: int
     orbits: tuple[tuple[str, float], ...]
     defects: tuple[tuple[float, float], ...]
@@ -180,27 +197,56 @@ class Size:
         else:
             dopants = Counter(candidate.replaces for candidate in plan.candidates)
         defects = tuple((needed, float(dopants[element])) for element, needed in orbits if dopants[element])
-        cells = config.supercells
+        cells, least = config.supercells, config.superposition.atoms_min
         n_sites = plan.n_sites if plan else 0.5 * (cells.atoms_min + cells.atoms_max)
-        return cls(n_sites, n_primitive, orbits, defects)
+        n_superposed = 0.5 * (1 + WIDER) * least if least else n_sites
+        return cls(n_sites, n_superposed, n_primitive, orbits, defects)
 
 
-def terms(kind: str, size: Size, config: Config, site: float = 0.0) -> tuple[float, ...]:
-    """What the work of one item is made of, in atom-evaluations; ``site`` is 6/|S| of a defect's site.
+def terms(kind: str, size: Size, config: Config, needed: float = 0.0) -> tuple[float, ...]:
+    """What the work of one item is made of, in atom-evaluations.
 
-    relax_host, relax: each step. phonons_host, defect (relaxation, then Hessian), direct: displaced supercells.
-    probed: the most products that are allowed, two evaluations each. spectra: diagonalisation, quadratic and cubic.
+    relax_host, relax: each step. phonons_host, defect (relaxation, then Hessian), direct: displaced supercells, for a
+    doped one ``needed`` per atom. probed: the most products that are allowed, two evaluations each. spectra:
+    diagonalisation, quadratic and cubic.
     """
-    n = size.n_sites
+    n, modes = size.n_sites, 3.0 * size.n_superposed
     return {
         "relax_host": (size.n_primitive,),
         "phonons_host": (n * sum(needed for _, needed in size.orbits),),
-        "defect": (n, n * n * site),
+        "defect": (n, n * n * needed),
         "relax": (n,),
-        "direct": (6.0 * n * n,),
+        "direct": (n * n * needed,),
         "probed": (2.0 * n * min(config.phonons.probes_max, 1.5 * n),),
-        "spectra": ((3.0 * n) ** 2, (3.0 * n) ** 3),
+        "spectra": (modes**2, modes**3),
     }[kind]
+
+
+def other_dopants(plan: Plan, n_sites: int) -> float:
+    """Concentration, as a fraction, of the dopants besides the one that is looked at.
+
+    Superposition is exact for a single dopant; what it neglects is proportional to the others.
+    """
+    return (len(plan.sites) - 1) / n_sites
+
+
+def needed_displacements(size: Size, others: np.ndarray) -> np.ndarray:
+    """Displaced supercells per atom of doped cells with ``others``, :func:`other_dopants`; of the same shape.
+
+    A single dopant leaves the symmetry of its site. Each further one is taken to break it in half of the arrangements
+    where it was left: random ones of five crystals, 32 to 216 atoms, need 0.4, 0.7, 0.9 and 1.0 of 6N for two to five.
+    """
+    single = sum(needed * count for needed, count in size.defects) / sum(count for _, count in size.defects)
+    return 6.0 - (6.0 - single) * 0.5 ** (others * size.n_sites)
+
+
+@lru_cache
+def _drawn(settings: Supercells, candidates: int) -> np.ndarray:
+    """:func:`other_dopants` of arrangements as they will be drawn."""
+    n_sites, rng = settings.atoms_max, generator(0, "costs")
+    dopants = [Candidate(f"dopant {number}", "host", "n", "user", 1.0) for number in range(candidates)]
+    plans = [plan_substitutions(["host"] * n_sites, dopants, settings, rng) for _ in range(DRAWS)]
+    return np.array([other_dopants(plan, n_sites) for plan in plans])
 
 
 @dataclass(frozen=True)
@@ -217,29 +263,50 @@ class Load:
 def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> list[Load]:
     """What a host takes in every stage that needs the potential."""
     doped = len(plan.plans) if plan else config.supercells.doped_per_host
-    settings = config.superposition
+    cells, settings = config.supercells, config.superposition
+    wanted = config.dopants.n_type + config.dopants.p_type
     direct = min(doped, config.phonons.direct_per_host) if config.needs_library else doped
+    others = np.array([other_dopants(one, plan.n_sites) for one in plan.plans]) if plan else _drawn(cells, wanted)
+    of_direct, of_probed = (others[:direct], others[direct:]) if plan else (others, others)
 
-    def work(kind: str, count: float = 1.0, site: float = 0.0) -> tuple[str, float]:
-        return kind, count * costs.work[kind](terms(kind, size, config, site))
+    def work(kind: str, count: float = 1.0, needed: float = 0.0) -> tuple[str, float]:
+        return kind, count * costs.work[kind](terms(kind, size, config, needed))
+
+    def by_differences(count: float, others: np.ndarray, share: np.ndarray | float = 1.0) -> tuple[str, float]:
+        """All force constants of ``count`` supercells like these, or of a share of each."""
+        return work("direct", count, np.mean(share * needed_displacements(size, others)) if count else 0.0)
+
+    def missed(others: np.ndarray) -> np.ndarray:
+        return costs.error.above(costs.error_probed, others)
 
     host = [work("relax_host"), work("phonons_host")]
-    defects = [work("defect", count, site) for site, count in size.defects] if config.needs_library else []
+    defects = [work("defect", count, needed) for needed, count in size.defects] if config.needs_library else []
     if not config.needs_library:  # then the host's own phonons come with those of its doped supercells
         of_library, of_relax, of_phonons = [], host[:1], host[1:]
     else:
         of_library, of_relax, of_phonons = [*host, *defects], [], []
-    fallback = costs.refused * (settings.fallback_per_host if settings.superposed_per_host else 0)
-    spectra = (1 - costs.refused) * settings.superposed_per_host + settings.mass_only_per_host
-
-    def probed(count: float) -> list[tuple[str, float]]:
-        return [work("probed", count), work("direct", costs.missed * count)]
-
+    # Without direct spectra there is nothing to compare superposition with, and it is taken as it is.
+    refused = float(costs.error.above(settings.error_max, np.median(of_direct))) if direct else 0.0
+    # Besides those that are asked for, every single substitution has two: of its mass only and of the whole defect.
+    singles = sum(count for _, count in size.defects)
+    responses = singles * (2 if config.needs_library else 1)
+    spectra = (1 - refused) * settings.superposed_per_host + settings.mass_only_per_host + responses
+    superposed, fallback = [work("spectra", spectra)], 0.0
+    if settings.atoms_min is not None:
+        superposed.append(work("phonons_host", size.n_superposed / size.n_sites))
+    drawn = _drawn(cells, wanted)
+    drawn = drawn[drawn + 1 / cells.atoms_max <= settings.concentration_max + 1e-9]
+    if settings.superposed_per_host and refused and len(drawn):
+        fallback = refused * settings.fallback_per_host
+        # Superposition is worst for the hosts that are refused: probing misses in those first.
+        unprobed = by_differences(settings.fallback_per_host, drawn, np.minimum(missed(drawn), refused))
+        superposed += [work("relax", fallback), work("probed", fallback), unprobed]
+    probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [
-        Load("library", tuple(of_library), sum(count for _, count in size.defects)),
+        Load("library", tuple(of_library), singles),
         Load("relax", (*of_relax, work("relax", doped)), 1 + doped),
-        Load("phonons", (*of_phonons, work("direct", direct), *probed(doped - direct)), 1 + doped),
-        Load("superposed", (work("relax", fallback), *probed(fallback), work("spectra", spectra)), fallback + spectra),
+        Load("phonons", (*of_phonons, by_differences(direct, of_direct), *probed), 1 + doped),
+        Load("superposed", tuple(superposed), fallback + spectra),
     ]
 
 

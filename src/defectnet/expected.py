@@ -6,7 +6,7 @@ Items are called as :mod:`defectnet.batches` calls them, and stand in the order 
 from __future__ import annotations
 
 from defectnet.batches import COMPARISON, PRISTINE
-from defectnet.batches.superposed import RESPONSES, SPECTRA_PER_RECORD
+from defectnet.batches.superposed import RESPONSES, SPECTRA_PER_RECORD, WIDE
 from defectnet.config import Config
 from defectnet.supercells import HostPlan
 
@@ -19,7 +19,8 @@ def expected_items(config: Config, plan: HostPlan, superposes: bool = True) -> d
     """
     settings = config.superposition
     supercells = [PRISTINE, *(f"doped-{number}" for number in range(len(plan.plans)))]
-    superposed = [COMPARISON, RESPONSES, *_chunks("mass_only", settings.mass_only_per_host)]
+    wide = [WIDE] if settings.atoms_min is not None else []
+    superposed = [COMPARISON, *wide, RESPONSES, *_chunks("mass_only", settings.mass_only_per_host)]
     if superposes:
         superposed += _chunks("superposed", settings.superposed_per_host)
     elif settings.superposed_per_host:

@@ -15,6 +15,10 @@ FIGURES = ("spectra", "parity", "umap", "training", "quality", "fidelity", "host
 """Names of the figures of the report."""
 
 
+COSTS_FILE = Path("config/costs.json")
+"""What things cost, learned from runs with 7net-0; `defectnet costs` makes one from your own."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths of one run below its results directory. Arguments may be Snakemake wildcards such as ``{batch}``."""
@@ -61,7 +65,7 @@ class Layout:
     @property
     def predictions(self) -> Path:
         """Every held-out prediction."""
-        return self.results / "predictions.csv"
+        return self.results / "predictions.csv.gz"
 
     @property
     def figures(self) -> Path:

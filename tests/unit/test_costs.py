@@ -10,14 +10,27 @@ from defectnet.batches import assign, atoms_of
 from defectnet.calibration import Calibration
 from defectnet.cli import app
 from defectnet.config import load_config, parse_config
-from defectnet.costs import KINDS, Costs, Fit, Size, Speed, loads, seconds, speed_of, terms
+from defectnet.costs import (
+    KINDS,
+    Costs,
+    Fit,
+    Size,
+    Speed,
+    loads,
+    needed_displacements,
+    other_dopants,
+    seconds,
+    speed_of,
+    terms,
+)
+from defectnet.dopants import Candidate
 from defectnet.errors import InputError
 from defectnet.hosts.sheet import read_sheet, write_sheet
 from defectnet.layout import RECORD_STAGES, Layout
 from defectnet.phonons.hessian import ONE_CELL, setup
 from defectnet.plan import limits_exceeded, plan
 from defectnet.records import read_header
-from defectnet.supercells import expand, expansion_matrix
+from defectnet.supercells import HostPlan, Plan, apply, expand, expansion_matrix
 
 CURATED = {host.id: host for host in read_sheet("config/hosts/curated.tsv")}
 
@@ -75,6 +88,71 @@ def test_displacements_of_a_defect_follow_its_site_symmetry(host, element, order
     # A cell that breaks the symmetry of the crystal needs more; one with all of it about as many.
     found = len(setup(cell, ONE_CELL, parse_config({}, "test").phonons).displacements)
     assert found > 0.4 * needed * len(cell)
+
+
+@pytest.mark.parametrize("dopants", [2, 3, 5])
+def test_displacements_of_random_arrangements_follow_the_number_of_dopants(dopants):
+    settings = parse_config({"dopants": {"n_type": 1, "p_type": 0}}, "test")
+    rng, told, found = np.random.default_rng(0), [], []
+    for host in ("Si-diamond", "SiC-3C", "MgO-rocksalt", "GaN-wurtzite"):
+        primitive = atoms_of(CURATED[host])
+        cell = expand(primitive, expansion_matrix(primitive.cell.array, len(primitive), 60, 64)).atoms
+        size = replace(Size.of(CURATED[host], None, settings), n_sites=len(cell))
+        for _ in range(10):
+            sites = np.sort(rng.choice(len(cell) // 2, dopants, replace=False))
+            plan = Plan(tuple(sites.tolist()), tuple(rng.choice(["Bi", "Pb", "Tl"], dopants).tolist()))
+            found.append(len(setup(apply(plan, cell), ONE_CELL, settings.phonons).displacements) / len(cell))
+            told.append(needed_displacements(size, np.array(other_dopants(plan, len(cell)))))
+    assert np.mean(told) == pytest.approx(np.mean(found), rel={2: 0.5, 3: 0.25, 5: 0.1}[dopants])
+
+
+def test_half_of_the_hosts_exceed_the_typical_one():
+    fit = Fit(coefficients=(3.0,), spread=0.5, hosts=9)
+    np.testing.assert_allclose(fit.above(0.3, np.array([0.0, 0.1, 0.1 * np.exp(0.5)])), [0.0, 0.5, 0.8413], atol=1e-4)
+
+
+def test_probing_misses_as_often_as_it_did():
+    seen = Calibration()
+    seen.error = [("a", (0.1,), 0.1), ("b", (0.1,), 0.3), ("c", (0.1,), 0.9)]
+    seen.probed = [(0.1, True)] * 3 + [(0.1, False)] * 6
+    costs = seen.costs()
+    assert costs.error.above(costs.error_probed, np.array(0.1)) == pytest.approx(3.5 / 10)
+    seen.probed = [(0.1, False)] * 9
+    costs = seen.costs()
+    assert costs.error.above(costs.error_probed, np.array(0.1)) == pytest.approx(0.05)
+
+
+def _cells(host, dopants):
+    """A plan of eight supercells of 64 atoms with so many dopants each."""
+    candidates = (Candidate("P", "Si", "n", "user", 1.0), Candidate("B", "Si", "p", "user", 1.0))
+    plan = Plan(tuple(range(dopants)), ("P", "B", "P", "B", "P", "B")[:dopants])
+    return HostPlan(host, np.eye(3, dtype=int), 64, ((0, "Si"),), candidates, (plan,) * 8)
+
+
+def test_fewer_dopants_take_less_to_correct(learned):
+    """Superposition and probing fail where dopants are close to each other, and never for a single one."""
+    row, told = CURATED["Si-diamond"], {}
+    error = Fit(coefficients=(3.0,), spread=1.0, hosts=5)
+    learned = learned.model_copy(update={"error": error, "error_probed": 0.3})
+    settings = parse_config({"phonons": {"direct_per_host": 2}}, "test")
+    for dopants in (1, 2, 6):
+        plan = _cells(row.id, dopants)
+        told[dopants] = {load.stage: load for load in loads(Size.of(row, plan, settings), plan, settings, learned)}
+
+    def amount(dopants, stage, kind):
+        return sum(amount for name, amount in told[dopants][stage].parts if name == kind)
+
+    assert amount(1, "superposed", "relax") == 0 < amount(2, "superposed", "relax") < amount(6, "superposed", "relax")
+    assert amount(1, "superposed", "spectra") > amount(2, "superposed", "spectra") > amount(6, "superposed", "spectra")
+    assert amount(1, "phonons", "direct") < amount(2, "phonons", "direct") < amount(6, "phonons", "direct")
+
+
+def test_superposition_that_nothing_is_compared_with_is_taken_as_it_is(learned):
+    settings = parse_config({"phonons": {"direct_per_host": 0}, "superposition": {"superposed_per_host": 7}}, "test")
+    size = Size.of(CURATED["Si-diamond"], None, settings)
+    superposed = loads(size, None, settings, learned)[-1]
+    singles = settings.dopants.n_type + settings.dopants.p_type
+    assert superposed.results == 7 + 2 * singles and [kind for kind, _ in superposed.parts] == ["spectra"]
 
 
 def test_a_fit_of_one_term_is_the_mean_ratio():
@@ -153,6 +231,19 @@ def test_twice_the_speed_halves_the_time_of_all_force_evaluations(learned, run):
         for rate in (1000, 2000)
     ]
     assert of[0] == pytest.approx(2 * of[1])
+
+
+def test_superposed_spectra_of_larger_supercells_take_longer(learned):
+    narrow = parse_config({}, "test")
+    wide = parse_config({"superposition": {"atoms_min": 320}}, "test")
+    amounts = []
+    for settings in (narrow, wide):
+        size = Size.of(CURATED["Si-diamond"], None, settings)
+        loaded = loads(size, None, settings, learned)
+        amounts.append([sum(amount for _, amount in load.parts) for load in loaded[:3]])
+        amounts[-1].append(dict(loaded[3].parts)["spectra"])
+    assert amounts[0][:3] == amounts[1][:3]
+    assert 10**2 < amounts[1][3] / amounts[0][3] < 13**3
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("relax_host", "spectra")])

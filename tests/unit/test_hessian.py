@@ -456,6 +456,22 @@ def test_unusable_checkpoint_is_replaced(phonon, complete, model, tmp_path, left
     assert again.calls == 0
 
 
+def test_what_another_copy_of_the_job_does_to_the_checkpoint_changes_no_forces(phonon, complete, model, tmp_path):
+    checkpoint = tmp_path / "forces.npy"
+
+    class Disturbed(Wrapped):
+        def changed(self, evaluation):
+            if self.calls == 2:
+                kept = np.lib.format.open_memmap(checkpoint, mode="r+")
+                kept[:] = np.nan
+                kept.flush()
+            if self.calls == 4:
+                checkpoint.unlink()
+            return evaluation
+
+    np.testing.assert_array_equal(evaluate_forces(phonon, Disturbed(model), 64, checkpoint), complete)
+
+
 def test_truncated_checkpoint_gives_no_wrong_forces(phonon, complete, model, tmp_path):
     checkpoint = tmp_path / "forces.npy"
     evaluate_forces(phonon, model, 64, checkpoint)

@@ -191,26 +191,25 @@ def test_error_vanishes_beyond_the_range_of_the_potential(model, cells, far):
 
 
 def test_in_a_larger_supercell_it_is_the_same_crystal(model):
-    """A cell of 12.3 Å knows all forces of a potential that ends at 6 Å; the larger one is not even a multiple."""
+    """A cell of 12.3 Å knows all that a defect changes if forces end at 6 Å; the larger one is not even a multiple."""
     primitive = Atoms("Cu", cell=[4.1, 4.1, 4.1], pbc=True)
     cube, change = changed_by("Zn", primitive, 3 * ONE, model)
     defect = Defect(0, "Zn", np.zeros((1, 4), int), np.zeros((1, 3)), unfold(cube, 0, change, 1e-12))
     small = Superposition(primitive, cube.matrix, as_blocks(exact_hessian(model, cube.atoms))[:1], [defect])
-    wide = small.into(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 4]]))
-    host = exact_hessian(model, wide.folding.atoms)
-    np.testing.assert_allclose(wide.hessian, host, atol=1e-9)
+    folding = Folding.of(primitive, np.array([[3, 1, 0], [0, 4, 0], [0, 0, 4]]))
+    host = exact_hessian(model, folding.atoms)
+    wide = small.into(folding.matrix, as_blocks(host)[:1])
     plan = Plan((17,), ("Zn",))
-    exact = exact_hessian(model, apply(plan, wide.folding.atoms))
+    exact = exact_hessian(model, apply(plan, folding.atoms))
     found = wide(plan).hessian
     assert np.linalg.norm(found - exact) < 1e-9 * np.linalg.norm(exact - host)
-    np.testing.assert_allclose(as_blocks(found).sum(axis=1), 0, atol=1e-9)
 
 
-def test_in_another_supercell_sum_rule_and_symmetry_stay(small):
+def test_in_another_supercell_sum_rule_and_symmetry_stay(small, model):
     """Even where the defects reach beyond the cell they were computed in."""
-    wide = small.superposition.into(np.diag([2, 2, 3]))
-    np.testing.assert_allclose(as_blocks(wide.hessian).sum(axis=1), 0, atol=1e-9)
-    hessian = wide(Plan((3, 20), ("K", "F"))).hessian
+    matrix = np.diag([2, 2, 3])
+    host = reference_phonons(small.superposition.primitive, matrix, model, FINE, 256).hessian
+    hessian = small.superposition.into(matrix, host.compact)(Plan((3, 20), ("K", "F"))).hessian
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-9)
-    assert np.abs(as_blocks(hessian).sum(axis=1)).max() < 1e-3
-    np.testing.assert_allclose(small.superposition.into(2 * ONE).hessian, small.host, atol=1e-12)
+    np.testing.assert_allclose(as_blocks(hessian).sum(axis=1), 0, atol=1e-2)
+    assert np.abs(hessian - host.matrix).max() > 0.5

@@ -38,7 +38,7 @@ def library_batch(
         relaxation, relaxed = pristine_relaxation(job, host)
         problem = problem_of(relaxed)
         if not problem:
-            entry, pristine = pristine_phonons(job, relaxation, relaxed, plan)
+            entry, pristine = pristine_phonons(job, relaxation, relaxed, plan.matrix)
             problem = entry.reason
         if problem:
             entries.append(Entry(host.id, "defects", "skipped", reason=f"pristine host: {problem}"))

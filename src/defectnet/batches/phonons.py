@@ -46,7 +46,7 @@ def phonon_batch(
         if problem:
             entries.append(Entry(host, item, "skipped", reason=f"relaxation: {problem}"))
         elif item == PRISTINE:
-            entry, pristine = pristine_phonons(job, relaxation, relaxed, plans[host])
+            entry, pristine = pristine_phonons(job, relaxation, relaxed, plans[host].matrix)
             grounds[host] = Ground.of(store, relaxed, pristine, plans[host], library)
             entries.append(entry)
         else:

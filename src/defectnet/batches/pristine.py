@@ -23,7 +23,6 @@ from defectnet.phonons.hessian import reference_phonons
 from defectnet.phonons.modes import Modes
 from defectnet.records import PHYSICS_VERSION, Entry, Record
 from defectnet.relaxation import relax_host
-from defectnet.supercells import HostPlan
 
 
 def pristine_relaxation(job: Job, host: Host) -> tuple[Entry, Record]:
@@ -38,19 +37,21 @@ def pristine_relaxation(job: Job, host: Host) -> tuple[Entry, Record]:
     return job.item("relax", host.id, PRISTINE, key, compute, partial(enough_steps, job))
 
 
-def pristine_phonons(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan) -> tuple[Entry, Record]:
-    """Modes and force constants of a host's undoped supercell, a record of stage ``phonons``."""
-    key = digest(**phonon_inputs(job), relaxation=relaxation.key, expansion=plan.matrix)
+def pristine_phonons(
+    job: Job, relaxation: Entry, relaxed: Record, matrix: np.ndarray, stage: str = "phonons", item: str = PRISTINE
+) -> tuple[Entry, Record]:
+    """Modes and force constants of a host's undoped supercell ``matrix``."""
+    key = digest(**phonon_inputs(job), relaxation=relaxation.key, expansion=matrix)
 
     def compute(checkpoint: Path) -> Record:
         settings, passes = job.config.phonons, job.config.potential.atoms_per_pass
         atoms, model = structure_of(relaxed), job.potential.model
-        result = reference_phonons(atoms, plan.matrix, model, settings, passes, checkpoint)
+        result = reference_phonons(atoms, matrix, model, settings, passes, checkpoint)
         record = phonon_record(job, result.modes, relaxation.key, relaxed, "direct", result.quality)
         record.arrays["force_constants"] = result.hessian.compact.astype(np.float32)
         return record
 
-    return job.item("phonons", relaxation.host, PRISTINE, key, compute)
+    return job.item(stage, relaxation.host, item, key, compute)
 
 
 def phonon_inputs(job: Job) -> dict[str, Any]:

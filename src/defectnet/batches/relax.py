@@ -53,7 +53,7 @@ def _library_for_guesses(
     """The host's single defects, if relaxations are to start from them."""
     if job.config.relaxation.start != "superposed" or not library:
         return None
-    _, pristine = pristine_phonons(job, relaxation, relaxed, plan)
+    _, pristine = pristine_phonons(job, relaxation, relaxed, plan.matrix)
     return read_library(job.store, relaxed, pristine, plan, library) if pristine.done else None
 
 

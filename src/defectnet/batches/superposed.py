@@ -15,6 +15,7 @@ from ase.data import atomic_numbers
 
 from defectnet.batches.library import Library
 from defectnet.batches.phonons import Ground, phonons_of_doped
+from defectnet.batches.pristine import pristine_phonons
 from defectnet.batches.relax import relax_one
 from defectnet.batches.worker import PRISTINE, Job, modes_of, problem_of
 from defectnet.config import Config
@@ -32,6 +33,7 @@ from defectnet.supercells import HostPlan, Plan, apply, expansion_matrix, plan_s
 
 COMPARISON = "comparison"
 RESPONSES = "responses"
+WIDE = "pristine-wide"
 SPECTRA_PER_RECORD = 100
 WIDER = 1.25
 """Superposed supercells have ``superposition.atoms_min`` to this many times as many atoms."""
@@ -47,7 +49,8 @@ def superpose_batch(
 ) -> list[Entry]:
     """Compare superposed with direct spectra of every host, and make the spectra that superposition is good for.
 
-    Items of a host: ``comparison``; ``responses``, the spectra of all single substitutions, of the dopant's mass only
+    Items of a host: ``comparison``; ``pristine-wide``, the host in the supercell of the spectra that follow, if that is
+    another one than the library's; ``responses``, the spectra of all single substitutions, of the dopant's mass only
     and, where the library has it, of the whole defect; ``mass_only-K`` and ``superposed-K``, each up to
     :data:`SPECTRA_PER_RECORD` spectra, or, where the median error of superposition exceeds
     ``superposition.error_max``, ``probed-K``, each one supercell that is relaxed and probed instead.
@@ -57,8 +60,8 @@ def superpose_batch(
     ``superposed-K``, ``mass_only-K`` and ``responses``: ``energies_meV`` [S, M], ``weights`` [S, M, E],
     ``concentrations`` [S, E], ``imaginary_modes`` and ``energy_lowest_meV`` [S], ``sites`` and ``dopants`` (atomic
     numbers) [S, D], padded with -1 and 0. ``responses`` have also ``site_share`` [S], the share of the replaced
-    element's sites that are equivalent to the substituted one, and their first spectrum is of the pristine supercell
-    if it is larger than that of the direct spectra. A record of ``probed-K`` is one of stage ``phonons``.
+    element's sites that are equivalent to the substituted one. Records of ``pristine-wide`` and ``probed-K`` are those
+    of stage ``phonons``.
     """
     job = Job.of(config, store)
     settings = config.superposition
@@ -78,10 +81,17 @@ def superpose_batch(
         entry, comparison = _comparison(job, plan, ground.library, computed)
         entries.append(entry)
         try:
-            wide = _wide(job, ground.library)
+            matrix = _expansion(config, ground.library)
         except InputError as error:
-            entries.append(Entry(host, RESPONSES, "skipped", reason=str(error)))
+            entries.append(Entry(host, WIDE, "skipped", reason=str(error)))
             continue
+        wide = ground.library.superpose
+        if matrix is not None:
+            pristine, modes = pristine_phonons(job, relaxation, relaxed, matrix, "superposed", WIDE)
+            entries.append(pristine)
+            if not modes.done:
+                continue
+            wide = wide.into(matrix, modes.arrays["force_constants"].astype(float))
         entries.append(_responses(job, pristine, plan, ground.library, wide))
         entries += _spectra(job, "mass_only", settings.mass_only_per_host, pristine, plan, ground.library, wide)
         if not comparison.done or not settings.superposed_per_host:
@@ -94,15 +104,16 @@ def superpose_batch(
     return entries
 
 
-def _wide(job: Job, library: Library) -> Superposition:
-    """The supercell of superposed spectra. Raises :class:`InputError` if no size in the range fits the host."""
-    least, narrow = job.config.superposition.atoms_min, library.superpose
+def _expansion(config: Config, library: Library) -> np.ndarray | None:
+    """Expansion matrix of the supercell of superposed spectra, if it is another one than that of the library.
+
+    Raises :class:`InputError` if no size in the range fits the host.
+    """
+    least, primitive = config.superposition.atoms_min, library.superpose.primitive
     if least is None:
-        return narrow
-    primitive = narrow.primitive
-    most = int(WIDER * least)
-    matrix = expansion_matrix(primitive.cell.array, len(primitive), least, most, narrow.group.rotations)
-    return narrow.into(matrix)
+        return None
+    rotations = library.superpose.group.rotations
+    return expansion_matrix(primitive.cell.array, len(primitive), least, int(WIDER * least), rotations)
 
 
 def _comparison(
@@ -146,13 +157,12 @@ def _draw(job: Job, plan: HostPlan, symbols: Sequence[str], candidates: Sequence
         raise PhysicsError(str(error)) from None
 
 
-def _inputs(pristine: Entry, library: Library, superposed: bool, wide: Superposition) -> dict[str, Any]:
+def _inputs(pristine: Entry, library: Library, superposed: bool) -> dict[str, Any]:
     """What the key of every record of spectra depends on."""
     return {
         "physics": PHYSICS_VERSION,
         "host": pristine.key,
         "library": sorted(library.keys.values()) if superposed else [],
-        "expansion": wide.folding.matrix.tolist(),
     }
 
 
@@ -169,14 +179,12 @@ def _responses(job: Job, pristine: Entry, plan: HostPlan, library: Library, wide
     singles = inequivalent_sites(wide.primitive, plan.candidates)
     rows = [("mass_only", *single) for single in singles]
     rows += [("superposed", *single) for single in singles if single in library.keys]
-    inputs = _inputs(pristine, library, True, wide)
-    key = digest(fidelity=RESPONSES, singles=[[site, dopant] for site, dopant in singles], **inputs)
-    larger = len(wide.folding) > len(library.superpose.folding)
+    key = digest(
+        fidelity=RESPONSES, singles=[[site, dopant] for site, dopant in singles], **_inputs(pristine, library, True)
+    )
 
     def compute(_checkpoint: Path) -> Record:
         plans, fidelities, shares = [], [], []
-        if larger:
-            plans, fidelities, shares = [Plan((), ())], ["mass_only"], [1.0]
         for fidelity, site, dopant in rows:
             plans.append(Plan((int(np.flatnonzero(parents == site)[0]),), (dopant,)))
             fidelities.append(fidelity)
@@ -206,7 +214,7 @@ def _spectra(
         "supercells": config.supercells.model_dump(exclude={"doped_per_host", "atoms_min", "atoms_max"}),
         "concentration_max": config.superposition.concentration_max,
         "seed": config.run.seed,
-        **_inputs(pristine, library, fidelity == "superposed", wide),
+        **_inputs(pristine, library, fidelity == "superposed"),
     }
     entries = []
     for first in range(0, count, SPECTRA_PER_RECORD):

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from defectnet.batches import COMPARISON, PRISTINE, RESPONSES, assign, modes_of
+from defectnet.batches import COMPARISON, PRISTINE, RESPONSES, WIDE, assign, modes_of
 from defectnet.config import Config
 from defectnet.dataset.schema import COMPARED, Dataset, HostEntry, MissingEntry, SpectrumEntry, write_dataset
 from defectnet.digests import digest
@@ -48,7 +48,7 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[Co
             reason = entry.reason or "its host has no pristine spectrum"
             missing.append(MissingEntry(entry.host, entry.item, stage, entry.status, reason))
     write_atomically(layout.missing, _as_table(missing).encode())
-    if not any(entry.item not in (PRISTINE, COMPARISON, RESPONSES) for _, entry in finished):
+    if not any(entry.item not in (PRISTINE, WIDE, COMPARISON, RESPONSES) for _, entry in finished):
         reasons = "; ".join(
             f"{count} x {reason}" for reason, count in Counter(m.reason for m in missing).most_common(3)
         )
@@ -99,9 +99,9 @@ def _spectra(entries: Iterator[tuple[str, Entry]], store: RecordStore) -> Iterat
             )
         for row, (suffix, concentrations, modes, quality) in enumerate(_contents(record)):
             if entry.item == RESPONSES:
-                fidelity, role = record.header["fidelities"][row], "response" if concentrations else "pristine"
+                fidelity, role = record.header["fidelities"][row], "response"
             else:
-                fidelity, role = record.header["fidelity"], "pristine" if entry.item == PRISTINE else "doped"
+                fidelity, role = record.header["fidelity"], "doped" if concentrations else "pristine"
             yield SpectrumEntry(
                 id=f"{entry.host}/{entry.item}{suffix}",
                 host_id=entry.host,

@@ -24,6 +24,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from ase.data import atomic_numbers
 
 from defectnet.config import Spectra
 from defectnet.dataset.schema import Dataset
@@ -43,6 +44,10 @@ class Axis:
     kind: Literal["host", "absolute"]
     bins: int = 100
     sigma_meV: float = 0.0
+
+
+PUBLISHED = Axis("host", bins=100, sigma_meV=0.0)
+"""The axis of arXiv:2506.00725, the only ``host`` axis that compact datasets have."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,7 @@ def load_samples(dataset: Dataset, axis: Axis) -> Samples:
     """All doped spectra of the dataset on the given axis, in the order of its table."""
     rows = dataset.doped
     hosts = dataset.spectra.host[rows]
-    spectra = _intensities_of(dataset, axis)
+    spectra = intensities_of(dataset, axis)
     return Samples(
         row=rows,
         host=hosts,
@@ -123,13 +128,19 @@ class Responses:
 
     A doped spectrum is about ``pristine + Σ concentration × response``. K is the most candidates of any host.
 
-    elements           : [H, K] index Z - 1 of the candidates, ascending; -1 where a host has fewer
+    elements, replaced : [H, K] index Z - 1 of the candidates, ascending, and of the host element that each replaces
+                         (one of them, where there are several); -1 where a host has fewer
+    composition        : [H, 56] float32 atomic fractions of the hosts
+    pristine           : [H, B] float32 intensities of the hosts in the supercell of the responses
     library, mass_only : [H, K, B] float32 intensities from the host's single defects, and from the dopants' masses in
                          the host's force constants; 0 where unknown
     knows_library, knows_mass : [H, K] bool
     """
 
     elements: np.ndarray
+    replaced: np.ndarray
+    composition: np.ndarray
+    pristine: np.ndarray
     library: np.ndarray
     mass_only: np.ndarray
     knows_library: np.ndarray
@@ -142,13 +153,17 @@ def load_responses(dataset: Dataset, axis: Axis) -> Responses:
     Where a candidate may sit on inequivalent sites, these are averaged as a random occupation would; if a single
     defect is missing for one of them, the candidate's library response counts as unknown.
     """
-    table, spectra = dataset.spectra, _intensities_of(dataset, axis)
+    table, spectra = dataset.spectra, intensities_of(dataset, axis)
     rows = np.flatnonzero(np.array(table.role) == "response")
     most = int(dataset.hosts.candidates.sum(axis=1).max(initial=0))
     shape = len(dataset.hosts.id), most
-    elements = np.full(shape, -1)
-    for host, asked in enumerate(dataset.hosts.candidates):
-        elements[host, : asked.sum()] = np.flatnonzero(asked)
+    elements, replaced = np.full(shape, -1), np.full(shape, -1)
+    for host, replaces in enumerate(dataset.hosts.replaces):
+        for place, (dopant, symbols) in enumerate(sorted(replaces.items(), key=lambda one: atomic_numbers[one[0]])):
+            elements[host, place] = atomic_numbers[dopant] - 1
+            replaced[host, place] = atomic_numbers[symbols.split(", ")[0]] - 1
+    pristine = spectra[np.maximum(dataset.hosts.pristine, 0)]
+    pristine[table.host[rows]] = spectra[table.reference[rows]]
     fidelity, share = np.array(table.fidelity), table.quality.get("site_share")
     sums = {name: np.zeros((*shape, spectra.shape[1]), np.float32) for name in ("superposed", "mass_only")}
     shares = {name: np.zeros(shape) for name in sums}
@@ -164,11 +179,23 @@ def load_responses(dataset: Dataset, axis: Axis) -> Responses:
     whole = {name: (total > 0) & np.isclose(total, np.rint(total)) for name, total in shares.items()}
     for name, values in sums.items():
         values[~whole[name]] = 0
-    return Responses(elements, sums["superposed"], sums["mass_only"], whole["superposed"], whole["mass_only"])
+    return Responses(
+        elements=elements,
+        replaced=replaced,
+        composition=dataset.hosts.composition.astype(np.float32),
+        pristine=pristine,
+        library=sums["superposed"],
+        mass_only=sums["mass_only"],
+        knows_library=whole["superposed"],
+        knows_mass=whole["mass_only"],
+    )
 
 
-def _intensities_of(dataset: Dataset, axis: Axis) -> np.ndarray:
-    """Intensities [S, B] float32 of all spectra of the dataset."""
+def intensities_of(dataset: Dataset, axis: Axis) -> np.ndarray:
+    """Intensities [S, B] float32 of all spectra of the dataset.
+
+    Raises :class:`InputError` for a compact dataset and a ``host`` axis other than :data:`PUBLISHED`.
+    """
     if axis.kind == "host":
         return _on_host_axes(dataset, axis)
     bin_shares = np.diff(dataset.edges_meV) * (len(dataset.edges_meV) - 1)
@@ -177,6 +204,8 @@ def _intensities_of(dataset: Dataset, axis: Axis) -> np.ndarray:
 
 def _on_host_axes(dataset: Dataset, axis: Axis) -> np.ndarray:
     """Intensities [S, bins] float32 of all spectra of the dataset, each on the axis of its host."""
+    if dataset.compact and axis == PUBLISHED:
+        return dataset.compact_intensity(axis.kind)
     used = np.unique(dataset.spectra.host)
     edges = np.zeros((len(dataset.hosts.id), axis.bins + 1))
     for host in used:

@@ -84,26 +84,6 @@ def fold(blocks: Blocks, folding: Folding, matrix: np.ndarray) -> None:
         matrix += np.bincount(entries.ravel(), values.ravel(), minlength=size * size).reshape(size, size)
 
 
-def transplant(compact: np.ndarray, folding: Folding, other: Folding) -> np.ndarray:
-    """Force constants of a pristine crystal from one supercell in another one, by the nearest images of each pair.
-
-    ``compact`` [n, N, 3, 3] in eV/Å² are the rows of the first atom of each parent in ``folding``; returns those in
-    ``other``, [n, N', 3, 3]. Sum rules and symmetry stay as they are.
-    """
-    shifts, steps = folding.periods
-    result = np.zeros((len(compact), len(other), 3, 3))
-    for parent, row in enumerate(compact):
-        first = int(np.flatnonzero(folding.parent == parent)[0])
-        target = int(np.flatnonzero(other.parent == parent)[0])
-        bond, hop = folding.nearby(folding.atoms.positions - folding.atoms.positions[first])
-        apart = np.linalg.norm(bond[:, None] + steps, axis=2)  # [N, 125]
-        atom, image = np.nonzero(apart <= apart.min(axis=1, keepdims=True) + TIE_A)
-        share = np.bincount(atom, minlength=len(folding))[atom]
-        lattice = folding.lattice[atom] - folding.lattice[first] + hop[atom] + shifts[image] + other.lattice[target]
-        np.add.at(result[parent], other.index(folding.parent[atom], lattice), row[atom] / share[:, None, None])
-    return result
-
-
 def impose_sum_rule(matrix: np.ndarray) -> None:
     """Take what a symmetric Hessian [3N, 3N] violates of the acoustic sum rule from each atom's own block, in place.
 

@@ -6,12 +6,16 @@ force constants; the forces come from a potential in batches. Every other way to
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import warnings
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 from ase import Atoms
@@ -84,36 +88,55 @@ def evaluate_forces(
     displacements = displaced(phonon)
     cell = phonon.supercell
     atoms = Atoms(cell.numbers, cell.positions, cell=cell.cell, pbc=True)
-    forces = np.full(displacements.shape, np.nan) if checkpoint is None else _resume(checkpoint, displacements.shape)
-    missing = np.flatnonzero(np.isnan(forces).any(axis=(1, 2)))
-    passes = Passes(model, atoms, atoms_per_pass)
-    left = track(missing, f"forces of {atoms.get_chemical_formula()}")
-    while rows := list(islice(left, passes.copies)):
-        forces[rows] = passes.forces(displacements[rows])
-        if isinstance(forces, np.memmap):
-            forces.flush()
+    with ExitStack() as stack:
+        if checkpoint is None:
+            forces, file = np.full(displacements.shape, np.nan), None
+        else:
+            forces = _resume(checkpoint, displacements.shape)
+            file = stack.enter_context(checkpoint.open("r+b"))
+        missing = np.flatnonzero(np.isnan(forces).any(axis=(1, 2)))
+        passes = Passes(model, atoms, atoms_per_pass)
+        left = track(missing, f"forces of {atoms.get_chemical_formula()}")
+        while rows := list(islice(left, passes.copies)):
+            forces[rows] = passes.forces(displacements[rows])
+            if file is not None:
+                _keep(file, forces, rows)
     if not np.all(np.isfinite(forces)):
         raise PhysicsError("forces of displaced structures are not finite")
-    return np.array(forces)
+    return forces
 
 
 def _resume(path: Path, shape: tuple[int, ...]) -> np.ndarray:
-    """Memory-mapped rows of an earlier attempt, or a new file of NaN rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Rows that an earlier attempt left in the file, the others NaN; a file that cannot be used is replaced."""
+    forces = np.full(shape, np.nan)
     fresh = io.BytesIO()
-    np.save(fresh, np.full(shape, np.nan))
+    np.save(fresh, forces)
     try:
         # Same size and header as a fresh one: neither cut short nor of another structure.
-        whole = path.stat().st_size == len(fresh.getvalue())
-        forces = np.lib.format.open_memmap(path, mode="r+") if whole else None
-        if forces is not None and forces.shape == shape and forces.dtype == float:
-            # Blocks that a crash kept from the disk read as zeros; no displaced atom leaves all forces at zero.
-            forces[~forces.any(axis=(1, 2))] = np.nan
-            return forces
+        if path.stat().st_size == len(fresh.getvalue()):
+            left = np.load(path)
+            if left.shape == shape and left.dtype == float:
+                # Blocks that a crash kept from the disk read as zeros; no displaced atom leaves all forces at zero.
+                left[~left.any(axis=(1, 2))] = np.nan
+                return left
     except (FileNotFoundError, ValueError):
         pass
     write_atomically(path, fresh.getvalue())
-    return np.lib.format.open_memmap(path, mode="r+")
+    return forces
+
+
+def _keep(file: BinaryIO, forces: np.ndarray, rows: Sequence[int]) -> None:
+    """Write rows to the file, and never look at it: another copy of this job may write to it from another node."""
+    start = os.fstat(file.fileno()).st_size - forces.nbytes
+    try:
+        for row in rows:
+            file.seek(start + row * forces[row].nbytes)
+            file.write(forces[row].tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno != errno.ESTALE:  # the other copy has finished and removed the file
+            raise
 
 
 def forces_at_rest(phonon: Phonopy, model: ForceModel) -> np.ndarray:

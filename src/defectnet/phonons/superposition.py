@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 
 from defectnet.errors import PhysicsError
-from defectnet.phonons.blocks import Blocks, fold, impose_sum_rule, transplant
+from defectnet.phonons.blocks import Blocks, fold, impose_sum_rule
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.supercells import Plan, apply
 
@@ -64,14 +64,15 @@ class Superposition:
         self.folding = Folding.of(primitive, matrix)
         self.group = space_group(primitive)
         self.primitive = primitive
-        self.force_constants = force_constants
         self.hessian = self.folding.hessian(force_constants)
         self.defects = {(defect.site, defect.dopant): defect for defect in defects}
 
-    def into(self, matrix: np.ndarray) -> Superposition:
-        """The same host and defects in the supercell ``matrix``: what reaches beyond the old one is taken as zero."""
-        other = Folding.of(self.primitive, matrix)
-        force_constants = transplant(self.force_constants, self.folding, other)
+    def into(self, matrix: np.ndarray, force_constants: np.ndarray) -> Superposition:
+        """The same defects in the supercell ``matrix`` with the host's ``force_constants`` there.
+
+        What defects change beyond the supercell that they were computed in is taken as zero. The host's own forces
+        may reach farther, which is why they have to be computed anew.
+        """
         return Superposition(self.primitive, matrix, force_constants, self.defects.values())
 
     def needs(self, plan: Plan) -> set[tuple[int, str]]:

@@ -26,18 +26,20 @@ from tqdm import tqdm
 
 from defectnet import __version__
 from defectnet.config import Spectra, Training
-from defectnet.dataset.samples import Axis, Samples, load_samples, sample_mask
+from defectnet.dataset.samples import Axis, Responses, Samples, load_responses, load_samples
 from defectnet.dataset.schema import Dataset
 from defectnet.dataset.splits import Split, host_groups, split
 from defectnet.errors import InputError, RecordError
 from defectnet.files import write_atomically
-from defectnet.models.defectnet import TARGET_SCALE, DefectNet, count_parameters, masked_mse
+from defectnet.models.defectnet import DefectNet, count_parameters
+from defectnet.models.response import LEVELS, ResponseNet
 from defectnet.seeds import generator
-from defectnet.training.presets import PRESETS
+from defectnet.training.presets import NETWORKS, PRESETS
+from defectnet.training.recipes import PublishedRecipe, Recipe, ResponseRecipe, predict
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 SAVE_INTERVAL_s = 20.0
 """Least time between two saves of ``last.pt``: a killed training loses no more than this and one epoch."""
 
@@ -48,18 +50,32 @@ HISTORY_COLUMNS = ("split", "repeat", "epoch", "train_rmse_at_percent", "validat
 class Checkpoint:
     """A trained network and what is needed to use it.
 
-    model : :class:`DefectNet` in evaluation mode, on the CPU
+    network, model : key of :data:`~defectnet.training.presets.NETWORKS`; that in evaluation mode, on the CPU
     axis, edges_meV, spectra : energy axis of its input; the dataset's grid and settings, used by the absolute axis
     vocabulary : symbols that the training data could contain
     about : plain values: split, repeat, seed, training settings, dataset digest, potentials, best epoch, version
     """
 
-    model: DefectNet
+    network: str
+    model: DefectNet | ResponseNet
     axis: Axis
     edges_meV: np.ndarray
     spectra: Spectra
     vocabulary: tuple[str, ...]
     about: dict[str, Any]
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """Levels of knowledge between which the network's answers differ."""
+        return LEVELS if self.network == "response" else ("none",)
+
+    def predict(self, samples: Samples, responses: Responses, level: str) -> tuple[np.ndarray, np.ndarray]:
+        """Concentrations (fractions) and scores of presence, [n, 56], of all candidates of the samples' hosts."""
+        if self.network == "response":
+            concentration, presence, _ = predict(self.model, samples, responses, level)
+            return concentration, presence
+        concentration = self.model.predict(samples)
+        return concentration, concentration
 
 
 def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed: int, output: Path) -> Path:
@@ -74,6 +90,7 @@ def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed:
     with Dataset(dataset) as data:
         preset = PRESETS[settings.preset]
         samples = load_samples(data, preset.axis)
+        responses = load_responses(data, preset.axis) if preset.network == "response" else None
         groups = host_groups(data.hosts)[samples.host]
         parts = split(groups, split_kind, settings.validation_fraction, settings.test_fraction, seed, repeat)
         about = {
@@ -93,12 +110,23 @@ def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed:
         }
         split_text = _describe_split(data, samples, parts, about)
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with _reproducible(_seed(about, "initial weights")):
-        model = DefectNet(bins=samples.doped.shape[1])
-        best = _optimise(model, samples, parts, settings, output, about)
+        model = NETWORKS[preset.network](bins=samples.doped.shape[1]).to(device)
+        training, validation = samples[parts.train], samples[parts.validation]
+        if responses is None:
+            recipe: Recipe = PublishedRecipe(model, training, validation, settings, device)
+        else:
+            recipe = ResponseRecipe(model, training, validation, responses, settings, device)
+        log.info(
+            "training %d parameters on %d spectra, validating on %d, testing on %d (%s)",
+            count_parameters(model), len(training), len(validation), len(parts.test), device,
+        )  # fmt: skip
+        best = _optimise(recipe, settings, output, about)
 
     content = {
         "format": CHECKPOINT_FORMAT,
+        "network": preset.network,
         "state_dict": best["state_dict"],
         "config": model.config,
         **model_data,
@@ -111,23 +139,10 @@ def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed:
     return output / "checkpoint.pt"
 
 
-def _optimise(
-    model: DefectNet,
-    samples: Samples,
-    parts: Split,
-    settings: Training,
-    output: Path,
-    about: dict[str, Any],
-) -> dict[str, Any]:
+def _optimise(recipe: Recipe, settings: Training, output: Path, about: dict[str, Any]) -> dict[str, Any]:
     """The loop over epochs. Returns the best weights, their epoch and validation error, and the history."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
-    training, validation = samples[parts.train], samples[parts.validation]
-    names = ("pristine", "doped", "composition", "candidates", "targets")
-    pristine, doped, composition, candidates, targets = (
-        torch.from_numpy(getattr(training, name)).to(device) for name in names
-    )
+    model = recipe.model
+    optimizer = recipe.optimizer()
     state: dict[str, Any] = {"epoch": 0, "rmse": float("inf"), "state_dict": {}, "history": []}
     last = output / "last.pt"
     done = 0
@@ -136,33 +151,25 @@ def _optimise(
         optimizer.load_state_dict(resumed["optimizer"])
         state, done = resumed["best"], resumed["done"]
         log.info("continuing after epoch %d of %d", done, settings.epochs)
-    else:
-        log.info(
-            "training %d parameters on %d spectra, validating on %d, testing on %d (%s)",
-            count_parameters(model), len(training), len(validation), len(parts.test), device,
-        )  # fmt: skip
 
     saved = time.monotonic()
     for epoch in _progress(done, settings.epochs, state):
         # Every epoch has its own generator, so that resuming needs no generator state.
         stream = torch.Generator().manual_seed(_seed(about, f"epoch {epoch}"))
         model.train()
-        squares = torch.zeros((), dtype=torch.float64)
-        entries = 0
-        for batch in torch.randperm(len(training), generator=stream).split(settings.batch_size):
-            index = batch.to(device)
-            mask = sample_mask(candidates[index], targets[index], settings.distractor_probability, stream)
-            answer = model(pristine[index], doped[index], composition[index], mask)
-            loss = masked_mse(answer, targets[index], mask)
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(epoch)
+        squares, entries = 0.0, 0
+        for loss, square, count in recipe.steps(stream):
             optimizer.zero_grad()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.gradient_max)
             optimizer.step()
-            count = int(mask.sum())
-            squares += loss.detach().cpu() * count
+            squares += square
             entries += count
-        train_rmse = 100 / TARGET_SCALE * float(squares / entries) ** 0.5
+        train_rmse = (squares / entries) ** 0.5
         model.eval()
-        validation_rmse = _rmse_at_percent(model, validation)
+        validation_rmse = recipe.validate()
         if not np.isfinite(validation_rmse):
             raise InputError(f"training diverged in epoch {epoch}; lower training.learning_rate")
         state["history"].append([epoch, train_rmse, validation_rmse])
@@ -174,12 +181,6 @@ def _optimise(
             _save(last, {"about": about, **progress})
             saved = time.monotonic()
     return state
-
-
-def _rmse_at_percent(model: DefectNet, samples: Samples) -> float:
-    """Root mean squared error in at.% over all candidates of all spectra."""
-    error = (model.predict(samples) - samples.targets)[samples.candidates]
-    return 100 * float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))
 
 
 def _progress(done: int, epochs: int, state: dict[str, Any]) -> Iterator[int]:
@@ -283,9 +284,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         if content["format"] != CHECKPOINT_FORMAT:
             raise KeyError(f"format {content['format']}")
-        model = DefectNet(**content["config"])
+        model = NETWORKS[content["network"]](**content["config"])
         model.load_state_dict(content["state_dict"])
         return Checkpoint(
+            network=content["network"],
             model=model.eval(),
             axis=Axis(**content["axis"]),
             edges_meV=np.array(content["edges_meV"]),

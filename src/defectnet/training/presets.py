@@ -5,21 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from defectnet.dataset.samples import Axis
+from defectnet.models.defectnet import DefectNet
+from defectnet.models.response import ResponseNet
 
 
 @dataclass(frozen=True)
 class Preset:
     """The part of a recipe that is no free number of the configuration.
 
-    ``axis`` is the energy axis of the spectra; epochs, batch size, step size and splits are in the Training block.
+    ``network`` is a key of :data:`NETWORKS`, ``axis`` the energy axis of the spectra; epochs, batch size, step size
+    and splits are in the Training block.
     """
 
+    network: str
     axis: Axis
+
+
+NETWORKS = {"published": DefectNet, "response": ResponseNet}
 
 
 PRESETS = {
     # arXiv:2506.00725: 100 bins on each host's own energy range, plain histograms.
-    "published": Preset(Axis("host", bins=100, sigma_meV=0.0)),
+    "published": Preset("published", Axis("host", bins=100, sigma_meV=0.0)),
     # The same network on the dataset's energy grid: localised modes and absolute energies stay visible.
-    "absolute": Preset(Axis("absolute")),
+    "absolute": Preset("published", Axis("absolute")),
+    # One query per candidate, given its response.
+    "response": Preset("response", Axis("absolute")),
 }

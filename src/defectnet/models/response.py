@@ -1,0 +1,273 @@
+"""One question per candidate dopant: how much of its own response is in what doping changed?
+
+A doped spectrum is, at low concentration, the host's plus Σ concentration × response, and responses follow from the
+host's Hessian. The network works in three steps, each of which stands in this file:
+
+1. *Responses*: those that are known, from single defects or from masses alone, are corrected by a small convolution
+   that sees the host's spectrum, the response and the two elements; where nothing is known it makes them up.
+2. *Unmixing*: non-negative least squares of the doped - pristine difference on the responses, in a metric that is
+   learned, unrolled so that gradients pass through it.
+3. *Judgement*: a transformer over the candidates, which are tokens without an order, sees each one's share in the fit
+   and what the fit leaves, and corrects it; it knows saturation, look-alikes and noise.
+
+The answer for a candidate does not depend on the order of the list, and a candidate is nothing but its properties:
+elements that were never seen in training can be asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ase.data import atomic_masses, covalent_radii
+from pymatgen.core import Element
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defectnet.elements import MAX_Z
+
+LEVELS = ("library", "mass_only", "none")
+"""What is known of a response: the single defect's force constants; masses in the host's Hessian; nothing."""
+
+PERCENT = 100.0
+STEPS = 40
+"""Iterations of the unrolled least squares."""
+
+NOISE_FLOOR = 1e-3
+"""Ridge of the least squares, relative to the diagonal."""
+
+WINDOWS = 24
+"""Energy windows in which the agreement of a response with the spectrum is told to the judge."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """n doped spectra of m hosts, and what is asked about them. B bins, K candidates of a host at most.
+
+    host                   : [n] index of each spectrum's host among the m
+    pristine, doped        : [n, B] intensities (mean 1 over the axis), of one supercell or instrument
+    mask                   : [n, K] candidates that are asked about
+    host_pristine          : [m, B] intensities of the hosts
+    response               : [m, K, B] intensity per unit concentration; 0 where unknown
+    level                  : [m, K] index in :data:`LEVELS`
+    properties             : [m, K, D] of :func:`candidate_properties`
+    """
+
+    host: Tensor
+    pristine: Tensor
+    doped: Tensor
+    mask: Tensor
+    host_pristine: Tensor
+    response: Tensor
+    level: Tensor
+    properties: Tensor
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the network says about each candidate [n, K]; outside the mask everything is 0.
+
+    concentration : fraction of sites, not negative
+    presence      : logit that the concentration is not zero
+    log_error     : logarithm of the expected error of the concentration in at.%
+    unmixed       : concentration by the least squares alone
+    residual      : [n, B] what the least squares leaves of the doped - pristine difference
+    """
+
+    concentration: Tensor
+    presence: Tensor
+    log_error: Tensor
+    unmixed: Tensor
+    residual: Tensor
+
+
+def _element_table() -> np.ndarray:
+    """[56, 6] mass, covalent radius, electronegativity, period, group and valence electrons of each element."""
+    rows = []
+    for z in range(1, MAX_Z + 1):
+        element = Element.from_Z(z)
+        electronegativity = element.X if np.isfinite(element.X) else 2.0
+        valence = element.group if element.group <= 12 else element.group - 10
+        rows.append([atomic_masses[z], covalent_radii[z], electronegativity, element.row, element.group, valence])
+    return np.array(rows)
+
+
+ELEMENTS = _element_table()
+PROPERTIES = 14
+
+
+def candidate_properties(dopant: np.ndarray, replaced: np.ndarray, composition: np.ndarray) -> np.ndarray:
+    """What distinguishes one candidate from another, [m, K, 14] float32, each of order one.
+
+    ``dopant`` and ``replaced`` [m, K] are indices Z - 1 (-1: no candidate), ``composition`` [m, 56] atomic fractions.
+    """
+    new, old = ELEMENTS[dopant], ELEMENTS[replaced]
+    share = np.take_along_axis(composition, np.maximum(replaced, 0), axis=1)
+    mean_mass = np.broadcast_to((composition @ ELEMENTS[:, :1]), share.shape)
+    ratio, radius, negativity = np.log(new[..., 0] / old[..., 0]), new[..., 1] - old[..., 1], new[..., 2] - old[..., 2]
+    columns = [
+        ratio, np.expm1(np.clip(-ratio, None, 2)), radius / 0.3, negativity, radius * negativity / 0.3,
+        (new[..., 3] - old[..., 3]) / 2, (new[..., 5] - old[..., 5]) / 2,
+        np.log(new[..., 0] / 40), np.log(old[..., 0] / 40), np.log(mean_mass / 40),
+        new[..., 1] - 1.3, new[..., 2] - 2, (new[..., 4] - 9) / 6, 2 * share - 1,
+    ]  # fmt: skip
+    return np.where(dopant[..., None] >= 0, np.stack(columns, axis=-1), 0).astype(np.float32)
+
+
+class Corrector(nn.Module):
+    """Step 1: from what is known about a response to what the unmixing uses."""
+
+    def __init__(self, channels: int = 24, dilations: Sequence[int] = (1, 2, 4, 8)) -> None:
+        super().__init__()
+        self.enter = nn.Conv1d(5 + len(LEVELS), channels, 5, padding="same")
+        self.layers = nn.ModuleList(
+            nn.Conv1d(channels, channels, 5, padding="same", dilation=dilation) for dilation in dilations
+        )
+        self.film = nn.Linear(PROPERTIES + len(LEVELS), 2 * channels * (1 + len(dilations)))
+        self.leave = nn.Conv1d(channels, 1, 5, padding="same")
+        self.gain = nn.Linear(PROPERTIES + len(LEVELS), 1)
+        for last in (self.film, self.leave, self.gain):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, question: Question) -> Tensor:
+        """[m, K, B]."""
+        m, k, bins = question.response.shape
+        level = functional.one_hot(question.level, len(LEVELS)).float()
+        about = torch.cat([question.properties, level], dim=-1).flatten(0, 1)
+        known = question.response.flatten(0, 1)
+        host = question.host_pristine.repeat_interleave(k, dim=0)
+        energy = torch.linspace(-1, 1, bins).expand(m * k, bins)
+        curves = [host, known / 5, known.cumsum(dim=1) / bins, host.cumsum(dim=1) / bins, energy]
+        values = torch.cat([torch.stack(curves, dim=1), level.flatten(0, 1)[..., None].expand(-1, -1, bins)], dim=1)
+        scales, shifts = self.film(about)[..., None].chunk(2, dim=1)
+        scales, shifts = scales.chunk(1 + len(self.layers), dim=1), shifts.chunk(1 + len(self.layers), dim=1)
+        values = functional.silu(self.enter(values) * (1 + scales[0]) + shifts[0])
+        for layer, scale, shift in zip(self.layers, scales[1:], shifts[1:], strict=True):
+            values = values + functional.silu(layer(values) * (1 + scale) + shift)
+        # Where the host has no modes there is little to take away, but localised modes may come up anywhere.
+        correction = 5 * self.leave(values).squeeze(1)
+        correction = correction - correction.mean(dim=1, keepdim=True)
+        return ((1 + self.gain(about)) * known + correction).view(m, k, bins)
+
+
+class Unmixing(nn.Module):
+    """Step 2: non-negative least squares on spectra and on their running sums, which forgive small shifts."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.log_weight = nn.Parameter(torch.zeros(bins))
+        self.log_cumulative = nn.Parameter(torch.tensor(-1.0))
+        self.log_ridge = nn.Parameter(torch.tensor(np.log(NOISE_FLOOR), dtype=torch.float32))
+
+    def metric(self, curves: Tensor) -> Tensor:
+        """Curves [..., B] with their running sums [..., 2B], such that plain sums of squares are the metric."""
+        sums = self.log_cumulative.exp() * curves.cumsum(dim=-1) / curves.shape[-1] ** 0.5
+        return torch.cat([self.log_weight.exp() * curves, sums], dim=-1) / curves.shape[-1] ** 0.5
+
+    def forward(self, difference: Tensor, response: Tensor, host: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Concentrations [n, K], and the fit's Gram matrix [n, K, K], projections [n, K] and square [n]."""
+        target, basis = self.metric(difference), self.metric(response)
+        gram = (basis @ basis.transpose(1, 2))[host] * (mask[:, :, None] & mask[:, None, :])
+        aim = torch.einsum("nb,nkb->nk", target, basis[host]) * mask
+        scale = (torch.diagonal(gram, dim1=1, dim2=2) + 1e-8).sqrt()
+        unit = gram / (scale[:, :, None] * scale[:, None, :])
+        unit = unit + torch.diag_embed(self.log_ridge.exp() + (~mask).float())
+        wanted = aim / scale
+        # Nesterov's accelerated projected gradient; the largest row sum bounds the largest eigenvalue.
+        step = 1 / unit.detach().abs().sum(dim=2).amax(dim=1, keepdim=True)
+        found = previous = torch.zeros_like(wanted)
+        for k in range(STEPS):
+            ahead = found + k / (k + 3) * (found - previous)
+            previous = found
+            slope = (unit @ ahead[..., None]).squeeze(-1) - wanted
+            found = (ahead - step * slope).clamp(min=0)
+        return found / scale, gram, aim, (target**2).sum(dim=1)
+
+
+class ResponseNet(nn.Module):
+    """The three steps; about 250,000 parameters. ``bins`` is the length of the spectra."""
+
+    def __init__(self, bins: int, width: int = 96, blocks: int = 2) -> None:
+        super().__init__()
+        self.config = {"bins": bins, "width": width, "blocks": blocks}
+        self.corrector = Corrector()
+        self.unmixing = Unmixing(bins)
+        self.spectrum = nn.Sequential(
+            nn.Conv1d(3, 24, 7, stride=2), nn.SiLU(),
+            nn.Conv1d(24, 32, 7, stride=2), nn.SiLU(),
+            nn.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Linear(256, width),
+        )  # fmt: skip
+        self.candidate = nn.Linear(PROPERTIES + len(LEVELS) + 9 + 2 * WINDOWS, width)
+        layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.judge = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+
+    def forward(self, question: Question) -> Answer:
+        """See :class:`Question` and :class:`Answer`."""
+        host, mask = question.host, question.mask
+        difference = question.doped - question.pristine
+        response = self.corrector(question)
+        unmixed, gram, aim, square = self.unmixing(difference, response, host, mask)
+        residual = difference - torch.einsum("nk,nkb->nb", unmixed, response[host])
+        size = torch.diagonal(gram, dim1=1, dim2=2) + 1e-8
+        left = aim - (gram @ unmixed[..., None]).squeeze(-1)
+        total = square[:, None] + 1e-8
+        cosines = gram / (size[:, :, None] * size[:, None, :]).sqrt()
+        alike = (cosines - torch.diag_embed(torch.diagonal(cosines, dim1=1, dim2=2))).abs().amax(dim=2)
+        fit = [
+            10 * unmixed,
+            10 * (aim / size).clamp(-1, 1),
+            aim / (size * total).sqrt(),
+            left / (size * total).sqrt(),
+            alike,
+            torch.log(size) / 4,
+            (torch.log(total) / 4).expand_as(aim),
+            (10 * unmixed.sum(dim=1, keepdim=True)).expand_as(aim),
+            (torch.log((residual**2).sum(dim=1, keepdim=True) / (difference**2).sum(dim=1, keepdim=True) + 1e-4) / 4)
+            .expand_as(aim),
+        ]  # fmt: skip
+        products = response[host] / size.sqrt()[..., None] / total.sqrt()[..., None]
+        agreement = functional.adaptive_avg_pool1d(products * difference[:, None], WINDOWS)
+        after = functional.adaptive_avg_pool1d(products * residual[:, None], WINDOWS)
+        level = functional.one_hot(question.level, len(LEVELS)).float()
+        told = [question.properties[host], level[host], torch.stack(fit, dim=-1), 20 * agreement, 20 * after]
+        tokens = self.candidate(torch.cat(told, dim=-1))
+        whole = self.spectrum(torch.stack([question.pristine, difference, residual], dim=1))
+        tokens = torch.cat([whole[:, None], tokens], dim=1)
+        hidden = functional.pad(~mask, (1, 0))
+        tokens = self.judge(tokens, src_key_padding_mask=hidden)[:, 1:]
+        gate, amount, presence, log_error = self.head(tokens).unbind(dim=-1)
+        # Starts as the least squares; the second term can add what that misses.
+        concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 3)
+        return Answer(
+            concentration=concentration * mask,
+            presence=presence * mask,
+            log_error=log_error * mask,
+            unmixed=unmixed * mask,
+            residual=residual,
+        )
+
+
+def loss(answer: Answer, concentration: Tensor, mask: Tensor) -> Tensor:
+    """What training minimises, for true concentrations [n, K] (fractions).
+
+    Squared errors of the answer and, less, of the least squares; errors of square roots, which count at low
+    concentration, where detection matters; the cross entropy of presence; and the likelihood of the errors.
+    """
+    count = mask.sum().clamp(min=1)
+    off = PERCENT / 10 * (answer.concentration - concentration)
+    unmixed = PERCENT / 10 * (answer.unmixed - concentration)
+    roots = (answer.concentration + 1e-4).sqrt() - (concentration + 1e-4).sqrt()
+    present = functional.binary_cross_entropy_with_logits(
+        answer.presence, (concentration > 0).float(), reduction="none"
+    )
+    error = (10 * off.detach()).abs() + 0.02
+    likelihood = answer.log_error + error * torch.exp(-answer.log_error)  # Laplace
+    terms = off**2 + 0.2 * functional.huber_loss(unmixed, torch.zeros_like(unmixed), reduction="none")
+    terms = terms + 5 * roots**2 + 0.05 * present + 0.01 * likelihood
+    return (terms * mask).sum() / count

@@ -1,0 +1,276 @@
+"""How each network is fed and what it minimises; :mod:`defectnet.training.fit` runs the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from defectnet.config import Training
+from defectnet.dataset.samples import Responses, Samples, sample_mask
+from defectnet.models.defectnet import TARGET_SCALE, DefectNet, masked_mse
+from defectnet.models.response import LEVELS, Question, ResponseNet, candidate_properties, loss
+
+HOSTS_PER_STEP = 8
+"""Responses are corrected once per host and step, so a step takes many spectra of few hosts."""
+
+LEVEL_CHANCES = (0.5, 0.25, 0.25)
+"""How often training knows the responses from the library, from masses, or not at all."""
+
+
+class Recipe(Protocol):
+    """A network with its training and validation data."""
+
+    model: nn.Module
+    gradient_max: float
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of the network's parameters."""
+
+    def learning_rate(self, epoch: int) -> float:
+        """Step size in an epoch, counted from 1."""
+
+    def steps(self, stream: torch.Generator) -> Iterator[tuple[Tensor, float, int]]:
+        """One pass over the training spectra: loss to descend, squared errors in at.%² and their number."""
+
+    def validate(self) -> float:
+        """Root mean squared error in at.% over all candidates of the validation spectra."""
+
+
+class PublishedRecipe:
+    """The published network: one spectrum after the other, random candidate masks."""
+
+    gradient_max = float("inf")
+
+    def __init__(self, model: DefectNet, training: Samples, validation: Samples, settings: Training, device: str):
+        self.model, self.settings, self.validation = model, settings, validation
+        self.device = device
+        names = ("pristine", "doped", "composition", "candidates", "targets")
+        self.tensors = [torch.from_numpy(getattr(training, name)).to(device) for name in names]
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """See :class:`Recipe`."""
+        return torch.optim.Adam(self.model.parameters())
+
+    def learning_rate(self, epoch: int) -> float:
+        """See :class:`Recipe`."""
+        return self.settings.learning_rate
+
+    def steps(self, stream: torch.Generator) -> Iterator[tuple[Tensor, float, int]]:
+        """See :class:`Recipe`."""
+        pristine, doped, composition, candidates, targets = self.tensors
+        for batch in torch.randperm(len(targets), generator=stream).split(self.settings.batch_size):
+            index = batch.to(self.device)
+            mask = sample_mask(candidates[index], targets[index], self.settings.distractor_probability, stream)
+            answer = self.model(pristine[index], doped[index], composition[index], mask)
+            value = masked_mse(answer, targets[index], mask)
+            count = int(mask.sum())
+            yield value, float(value.detach()) * count * (100 / TARGET_SCALE) ** 2, count
+
+    def validate(self) -> float:
+        """See :class:`Recipe`."""
+        error = (self.model.predict(self.validation) - self.validation.targets)[self.validation.candidates]
+        return 100 * float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Samples in the order of their hosts' candidates.
+
+    present : [n, K] concentrations; asked: [n, K] bool, the candidates of the host
+    """
+
+    present: np.ndarray
+    asked: np.ndarray
+
+
+def in_candidates(samples: Samples, responses: Responses) -> Asked:
+    """Targets and candidates of samples as columns of their hosts' lists."""
+    elements = responses.elements[samples.host]
+    columns = np.maximum(elements, 0)
+    asked = (elements >= 0) & np.take_along_axis(samples.candidates, columns, axis=1)
+    return Asked(np.where(asked, np.take_along_axis(samples.targets, columns, axis=1), 0), asked)
+
+
+class ResponseRecipe:
+    """The response network: many spectra of few hosts per step, knowledge and measurement disturbed at random."""
+
+    gradient_max = 5.0
+
+    def __init__(
+        self,
+        model: ResponseNet,
+        training: Samples,
+        validation: Samples,
+        responses: Responses,
+        settings: Training,
+        device: str,
+    ):
+        self.model, self.settings, self.device = model, settings, device
+        self.validation, self.responses = validation, responses
+        self.hosts = Hosts(responses, device)
+        asked = in_candidates(training, responses)
+        self.rows = [np.flatnonzero(training.host == host) for host in np.unique(training.host)]
+        self.host = training.host
+        self.arrays = {
+            name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
+            for name, array in (
+                ("pristine", training.pristine),
+                ("doped", training.doped),
+                ("present", asked.present),
+                ("asked", asked.asked),
+            )
+        }
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """See :class:`Recipe`."""
+        return torch.optim.AdamW(self.model.parameters(), weight_decay=0.01)
+
+    def learning_rate(self, epoch: int) -> float:
+        """Up in the first tenth of the epochs, then down as half a cosine."""
+        done = (epoch - 0.5) / self.settings.epochs
+        return self.settings.learning_rate * min(done / 0.1, 0.5 * (1 + np.cos(np.pi * max(done - 0.1, 0) / 0.9)))
+
+    def steps(self, stream: torch.Generator) -> Iterator[tuple[Tensor, float, int]]:
+        """See :class:`Recipe`."""
+        share = max(1, self.settings.batch_size // HOSTS_PER_STEP)
+        order = torch.randperm(len(self.rows), generator=stream).tolist()
+        rows = {host: torch.from_numpy(self.rows[host])[torch.randperm(len(self.rows[host]), generator=stream)]
+                for host in order}  # fmt: skip
+        groups = [order[first : first + HOSTS_PER_STEP] for first in range(0, len(order), HOSTS_PER_STEP)]
+        steps = [
+            (group, first)
+            for group in groups
+            for first in range(0, max(len(rows[host]) for host in group), share)
+        ]  # fmt: skip
+        for step in torch.randperm(len(steps), generator=stream).tolist():
+            group, first = steps[step]
+            index = torch.cat([rows[host][first : first + share] for host in group])
+            yield self._step(index.to(self.device), stream)
+
+    def _step(self, index: Tensor, stream: torch.Generator) -> tuple[Tensor, float, int]:
+        present, asked = self.arrays["present"][index], self.arrays["asked"][index]
+        kept = torch.rand(asked.shape, generator=stream).to(self.device) < self.settings.distractor_probability
+        mask = (present > 0) | (asked & kept)
+        hosts, host = np.unique(self.host[index.cpu().numpy()], return_inverse=True)
+        wanted = torch.multinomial(torch.tensor(LEVEL_CHANCES), len(hosts), replacement=True, generator=stream)
+        # Now and then one candidate is known less well than the others.
+        worse = torch.rand((len(hosts), asked.shape[1]), generator=stream) < 0.1
+        wanted = (wanted[:, None] + worse).clamp(max=len(LEVELS) - 1)
+        question = self.hosts.question(
+            hosts, torch.from_numpy(host).to(self.device), wanted, self.arrays["pristine"][index],
+            self.arrays["doped"][index], mask,
+        )  # fmt: skip
+        answer = self.model(disturbed(question, self.settings, stream))
+        off = (100 * (answer.concentration.detach() - present))[mask]
+        return loss(answer, present, mask), float((off**2).sum()), len(off)
+
+    def validate(self) -> float:
+        """See :class:`Recipe`; the mean over the levels of knowledge."""
+        errors = []
+        for level in LEVELS:
+            concentration, _, _ = predict(self.model, self.validation, self.responses, level)
+            off = (concentration - self.validation.targets)[self.validation.candidates]
+            errors.append(100 * float(np.sqrt(np.mean(off.astype(np.float64) ** 2))))
+        return float(np.mean(errors))
+
+
+class Hosts:
+    """What is known of every host, as tensors."""
+
+    def __init__(self, responses: Responses, device: str = "cpu"):
+        properties = candidate_properties(responses.elements, responses.replaced, responses.composition)
+        self.properties = torch.from_numpy(properties).to(device)
+        self.pristine = torch.from_numpy(responses.pristine).to(device)
+        library, mass_only = responses.library, responses.mass_only
+        self.known = torch.from_numpy(np.stack([library, mass_only, np.zeros_like(library)], axis=2)).to(device)
+        knows = np.stack([responses.knows_library, responses.knows_mass], axis=2)
+        # The best level that is no better than the wanted one.
+        best = np.full((*knows.shape[:2], len(LEVELS)), 2)
+        best[..., 1] = np.where(knows[..., 1], 1, 2)
+        best[..., 0] = np.where(knows[..., 0], 0, best[..., 1])
+        self.level = torch.from_numpy(best).to(device)
+
+    def question(
+        self, hosts: np.ndarray, host: Tensor, wanted: Tensor, pristine: Tensor, doped: Tensor, mask: Tensor
+    ) -> Question:
+        """A question about spectra [n, B] of ``hosts`` [m], at levels ``wanted`` [m, K] or below."""
+        chosen = torch.from_numpy(hosts).to(self.pristine.device)
+        level = self.level[chosen].gather(2, wanted.to(chosen.device)[..., None]).squeeze(2)
+        bins = self.known.shape[-1]
+        response = self.known[chosen].gather(2, level[..., None, None].expand(-1, -1, 1, bins)).squeeze(2)
+        return Question(
+            host=host,
+            pristine=pristine,
+            doped=doped,
+            mask=mask,
+            host_pristine=self.pristine[chosen],
+            response=response,
+            level=level,
+            properties=self.properties[chosen],
+        )
+
+
+def disturbed(question: Question, settings: Training, stream: torch.Generator) -> Question:
+    """The same as a measurement might show it: coarser, with noise, and with errors of the energy axis.
+
+    Resolution and noise strike pristine and doped spectra alike; an error of the axis moves measured spectra, not the
+    computed responses. Amounts are uniform from 0 to those of the settings.
+    """
+    device = question.doped.device
+
+    def upto(largest: float, *shape: int) -> Tensor:
+        return (largest * torch.rand(shape, generator=stream)).to(device)
+
+    curves = {name: getattr(question, name) for name in ("pristine", "doped", "host_pristine", "response")}
+    width = float(upto(settings.resolution_bins, 1))
+    if width > 0.3:
+        curves = {name: blurred(curve, width) for name, curve in curves.items()}
+    n, bins = question.doped.shape
+    noise = upto(settings.noise, n, 1)
+    for name in ("pristine", "doped"):
+        curves[name] = curves[name] + noise * torch.randn((n, bins), generator=stream).to(device)
+    return Question(
+        host=question.host, mask=question.mask, level=question.level, properties=question.properties, **curves
+    )
+
+
+def blurred(curves: Tensor, width: float) -> Tensor:
+    """Curves [..., B] after a Gaussian of ``width`` bins; what leaves the axis is lost."""
+    reach = int(4 * width) + 1
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=curves.device) / width) ** 2)
+    flat = curves.reshape(-1, 1, curves.shape[-1])
+    return nn.functional.conv1d(flat, (kernel / kernel.sum())[None, None], padding=reach).view(curves.shape)
+
+
+@torch.no_grad()
+def predict(
+    model: ResponseNet, samples: Samples, responses: Responses, level: str, batch_size: int = 512
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Concentrations (fractions), presence (probabilities) and expected errors (fractions), each [n, 56].
+
+    All candidates of a sample's host are asked about; ``level`` is the best knowledge of responses that is used.
+    """
+    hosts = Hosts(responses)
+    asked = in_candidates(samples, responses)
+    results = [np.zeros(samples.targets.shape, np.float32) for _ in range(3)]
+    order = np.argsort(samples.host, kind="stable")
+    for first in range(0, len(order), batch_size):
+        index = order[first : first + batch_size]
+        some, host = np.unique(samples.host[index], return_inverse=True)
+        wanted = torch.full((len(some), responses.elements.shape[1]), LEVELS.index(level))
+        question = hosts.question(
+            some, torch.from_numpy(host), wanted, torch.from_numpy(samples.pristine[index]),
+            torch.from_numpy(samples.doped[index]), torch.from_numpy(asked.asked[index]),
+        )  # fmt: skip
+        answer = model(question)
+        told = (answer.concentration, torch.sigmoid(answer.presence), torch.exp(answer.log_error) / 100)
+        place, column = np.nonzero(asked.asked[index])
+        elements = responses.elements[samples.host[index[place]], column]
+        for result, values in zip(results, told, strict=True):
+            result[index[place], elements] = values.numpy()[place, column]
+    return tuple(results)
