@@ -100,11 +100,13 @@ def test_a_step_that_does_not_converge_is_taken_back(saddle, model):
     assert result.quality["force_evaluations"] == len(counting.structures)  # what was in vain is counted, too
 
 
-def test_forces_of_the_left_structure_are_forgotten(saddle, minimum, model, tmp_path):
-    """A checkpoint belongs to one structure; after a step downhill there is another."""
+def test_a_checkpoint_belongs_to_the_first_structure(saddle, minimum, model, tmp_path):
+    """After a step downhill there is another; a job that was killed then begins with the first one again."""
     checkpoint = tmp_path / "forces.npy"
-    result = doped_phonons(saddle, model, TIGHT, Phonons(), 64, None, 5, np.random.default_rng(0), checkpoint)
-    np.testing.assert_allclose(result.modes.energies_meV, minimum.modes.energies_meV, atol=1e-9)
+    for _ in range(2):
+        result = doped_phonons(saddle, model, TIGHT, Phonons(), 64, None, 5, np.random.default_rng(0), checkpoint)
+        np.testing.assert_allclose(result.modes.energies_meV, minimum.modes.energies_meV, atol=1e-9)
+        assert checkpoint.exists()
 
 
 # --- probing ------------------------------------------------------------------------------------------------------

@@ -219,6 +219,7 @@ class ResponseNet(nn.Module):
         total = square[:, None] + 1e-8
         cosines = gram / (size[:, :, None] * size[:, None, :]).sqrt()
         alike = (cosines - torch.diag_embed(torch.diagonal(cosines, dim1=1, dim2=2))).abs().amax(dim=2)
+        unexplained = (residual**2).sum(dim=1, keepdim=True) / ((difference**2).sum(dim=1, keepdim=True) + 1e-8)
         fit = [
             10 * unmixed,
             10 * (aim / size).clamp(-1, 1),
@@ -228,8 +229,7 @@ class ResponseNet(nn.Module):
             torch.log(size) / 4,
             (torch.log(total) / 4).expand_as(aim),
             (10 * unmixed.sum(dim=1, keepdim=True)).expand_as(aim),
-            (torch.log((residual**2).sum(dim=1, keepdim=True) / (difference**2).sum(dim=1, keepdim=True) + 1e-4) / 4)
-            .expand_as(aim),
+            (torch.log(unexplained + 1e-4) / 4).expand_as(aim),
         ]  # fmt: skip
         products = response[host] / size.sqrt()[..., None] / total.sqrt()[..., None]
         agreement = functional.adaptive_avg_pool1d(products * difference[:, None], WINDOWS)

@@ -81,8 +81,7 @@ def doped_phonons(
         if lower is None:
             break
         atoms, followed = lower, followed + 1
-        if checkpoint is not None:
-            checkpoint.unlink(missing_ok=True)  # forces of another structure
+        checkpoint = None  # a job that is killed and starts again would take these forces for the first structure's
     quality |= stability(modes) | {"force_evaluations": evaluations, "followed": followed}
     return DopedPhonons(modes, atoms, fidelity, quality)
 

@@ -242,7 +242,7 @@ def disturbed(question: Question, settings: Training, stream: torch.Generator) -
 def blurred(curves: Tensor, width: float) -> Tensor:
     """Curves [..., B] after a Gaussian of ``width`` bins; what leaves the axis is lost."""
     reach = int(4 * width) + 1
-    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=curves.device) / width) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1).to(curves) / width) ** 2)
     flat = curves.reshape(-1, 1, curves.shape[-1])
     return nn.functional.conv1d(flat, (kernel / kernel.sum())[None, None], padding=reach).view(curves.shape)
 

@@ -1,0 +1,203 @@
+"""The network that asks per candidate: symmetries, limits, and that it learns."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from defectnet.config import Training
+from defectnet.dataset.samples import Responses, Samples
+from defectnet.models.response import LEVELS, PROPERTIES, Question, ResponseNet, candidate_properties
+from defectnet.training.recipes import ResponseRecipe, blurred, disturbed, in_candidates, predict
+
+HOSTS, CANDIDATES, BINS = 12, 5, 60
+DOPANTS = np.array([4, 12, 30, 32, 50])  # B, Al, Ga, As, Sb: indices Z - 1
+SILICON = 13
+
+
+def bump(center, width):
+    return np.exp(-0.5 * ((np.arange(BINS) - center) / width) ** 2)
+
+
+@pytest.fixture(scope="module")
+def world():
+    """Hosts whose spectra are sums of responses up to a little saturation: (samples, responses)."""
+    rng = np.random.default_rng(0)
+    pristine = np.array([bump(20, 8) + bump(rng.uniform(35, 45), 4) for _ in range(HOSTS)])
+    pristine *= BINS / pristine.sum(axis=1, keepdims=True)
+    response = np.array(
+        [[30 * (bump(10 + 9 * k + shift, 3) - bump(30, 12) / 4) for k in range(CANDIDATES)]
+         for shift in rng.uniform(-3, 3, HOSTS)]
+    )  # fmt: skip
+    response -= response.mean(axis=2, keepdims=True)
+    masses = response * rng.uniform(0.5, 1.2, (HOSTS, CANDIDATES, 1))
+    known = np.ones((HOSTS, CANDIDATES), bool)
+    silicon = np.zeros((HOSTS, 56), np.float32)
+    silicon[:, SILICON] = 1
+    responses = Responses(
+        elements=np.tile(DOPANTS, (HOSTS, 1)),
+        replaced=np.full((HOSTS, CANDIDATES), SILICON),
+        composition=silicon,
+        pristine=pristine.astype(np.float32),
+        library=response.astype(np.float32),
+        mass_only=masses.astype(np.float32),
+        knows_library=known,
+        knows_mass=known,
+    )
+    host = np.repeat(np.arange(HOSTS), 40)
+    amounts = rng.exponential(0.03, (len(host), CANDIDATES)) * (rng.random((len(host), CANDIDATES)) < 0.5)
+    doped = pristine[host] + np.einsum("nk,nkb->nb", amounts / (1 + amounts), response[host])
+    targets = np.zeros((len(host), 56), np.float32)
+    targets[:, DOPANTS] = amounts
+    asked = np.zeros((len(host), 56), bool)
+    asked[:, DOPANTS] = True
+    samples = Samples(
+        row=np.arange(len(host)), host=host, pristine=pristine[host].astype(np.float32),
+        doped=doped.astype(np.float32), composition=silicon[host], candidates=asked, targets=targets,
+    )  # fmt: skip
+    return samples, responses
+
+
+def random_question(seed=0):
+    torch.manual_seed(seed)
+    return Question(
+        host=torch.tensor([0, 1, 1]),
+        pristine=torch.rand(3, BINS),
+        doped=torch.rand(3, BINS),
+        mask=torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0]]).bool(),
+        host_pristine=torch.rand(2, BINS),
+        response=torch.randn(2, 4, BINS),
+        level=torch.tensor([[0, 1, 0, 2], [1, 1, 0, 0]]),
+        properties=torch.randn(2, 4, PROPERTIES),
+    )
+
+
+def shaken(bins=BINS):
+    """A network none of whose parameters is zero."""
+    torch.manual_seed(1)
+    model = ResponseNet(bins)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def test_the_order_of_candidates_does_not_matter():
+    model, question = shaken(), random_question()
+    order = torch.tensor([2, 0, 3, 1])
+    turned = replace(
+        question,
+        mask=question.mask[:, order],
+        response=question.response[:, order],
+        level=question.level[:, order],
+        properties=question.properties[:, order],
+    )
+    one, other = model(question), model(turned)
+    for name in ("concentration", "presence", "log_error", "unmixed"):
+        torch.testing.assert_close(getattr(one, name)[:, order], getattr(other, name), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_asked_has_no_influence():
+    model, question = shaken(), random_question()
+    masked = ~question.mask[question.host == 1].any(dim=0)  # of host 1 nobody asks about candidate 1
+    assert masked.tolist() == [False, True, False, False]
+    response, properties = question.response.clone(), question.properties.clone()
+    response[1, 1], properties[1, 1] = 7.0, -3.0
+    one, other = model(question), model(replace(question, response=response, properties=properties))
+    torch.testing.assert_close(one.concentration, other.concentration)
+    torch.testing.assert_close(one.presence, other.presence)
+    assert (one.concentration[~question.mask] == 0).all()
+    assert (one.concentration >= 0).all()
+
+
+def test_one_spectrum_does_not_see_another():
+    model, question = shaken(), random_question()
+    whole = model(question).concentration
+    alone = replace(
+        question, host=question.host[1:2], pristine=question.pristine[1:2], doped=question.doped[1:2],
+        mask=question.mask[1:2],
+    )  # fmt: skip
+    torch.testing.assert_close(model(alone).concentration, whole[1:2], rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_network_is_non_negative_least_squares(world):
+    """Exact concentrations where spectra are exactly linear in them."""
+    samples, responses = world
+    amounts = in_candidates(samples, responses).present
+    exact = samples.pristine + np.einsum("nk,nkb->nb", amounts, responses.library[samples.host])
+    linear = replace(samples, doped=exact.astype(np.float32))
+    model = ResponseNet(BINS).eval()
+    with torch.no_grad():
+        model.unmixing.log_ridge.fill_(-14.0)
+    concentration, _, _ = predict(model, linear, responses, "library")
+    off = (concentration - samples.targets)[samples.candidates]
+    assert np.abs(off).max() < 0.01  # 0.02 softplus(-3) is added to start from
+    assert np.sqrt(np.mean(off**2)) < 2e-3
+
+
+def test_properties_tell_candidates_apart():
+    found = candidate_properties(DOPANTS[None], np.full((1, 5), SILICON), np.eye(56, dtype=np.float32)[[SILICON]])
+    assert found.shape == (1, 5, PROPERTIES) and np.isfinite(found).all() and np.abs(found).max() < 5
+    distances = np.linalg.norm(found[0][:, None] - found[0][None], axis=-1)
+    assert distances[~np.eye(5, dtype=bool)].min() > 0.1
+    # Mass ratio of boron in silicon.
+    assert found[0, 0, 0] == pytest.approx(np.log(10.81 / 28.085), abs=1e-3)
+    assert (candidate_properties(np.array([[-1]]), np.array([[-1]]), np.zeros((1, 56))) == 0).all()
+
+
+def test_blur_keeps_areas_and_adds_variances():
+    curve = torch.from_numpy(bump(30, 3.0))[None]
+    wide = blurred(curve, 4.0)
+    assert float(wide.sum()) == pytest.approx(float(curve.sum()), rel=1e-3)
+    x = torch.arange(BINS)
+    variance = float((wide * (x - 30) ** 2).sum() / wide.sum())
+    assert variance == pytest.approx(3.0**2 + 4.0**2, rel=0.05)
+
+
+def test_disturbances_follow_their_seed_and_settings():
+    question = random_question()
+    settings = Training(noise=0.1, resolution_bins=2)
+    one, again, other = (disturbed(question, settings, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one.doped, again.doped) and not torch.equal(one.doped, other.doped)
+    quiet = disturbed(question, Training(noise=0, resolution_bins=0), torch.Generator())
+    for name in ("doped", "pristine", "response"):
+        assert torch.equal(getattr(quiet, name), getattr(question, name))
+
+
+def test_it_learns_and_knowledge_helps(world):
+    samples, responses = world
+    training, test = samples[samples.host < 9], samples[samples.host >= 9]
+    settings = Training(preset="response", epochs=30, batch_size=64, learning_rate=3e-3)
+    torch.manual_seed(0)
+    model = ResponseNet(BINS)
+    recipe = ResponseRecipe(model, training, test, responses, settings, "cpu")
+    optimizer = recipe.optimizer()
+    for epoch in range(1, settings.epochs + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate(epoch)
+        for value, _, _ in recipe.steps(torch.Generator().manual_seed(epoch)):
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+    error = {}
+    for level in LEVELS:
+        concentration, presence, expected = predict(model.eval(), test, responses, level)
+        off = (concentration - test.targets)[test.candidates]
+        error[level] = np.sqrt(np.mean(off**2))
+        assert ((presence >= 0) & (presence <= 1)).all() and (expected[test.candidates] > 0).all()
+    spread = test.targets[test.candidates].std()
+    assert error["library"] < 0.25 * spread
+    assert error["library"] <= error["mass_only"] < 0.8 * spread
+
+
+def test_levels_are_capped_by_what_is_known(world):
+    samples, responses = world
+    nothing = replace(
+        responses, knows_library=np.zeros_like(responses.knows_library), knows_mass=np.zeros_like(responses.knows_mass)
+    )
+    some, model = samples[np.arange(0, 40, 7)], shaken()
+    for level in LEVELS:
+        np.testing.assert_allclose(
+            predict(model, some, nothing, level)[0], predict(model, some, responses, "none")[0], atol=1e-6
+        )
