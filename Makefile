@@ -41,10 +41,11 @@ test-workflow: envs
 test-potentials: envs
 	for name in $(POTENTIALS); do .venvs/$$name/bin/python -m pytest tests/potentials || exit 1; done
 
-# A real SLURM on this machine; root on a Debian-like system installs it where it is missing.
+# A real SLURM on this machine, three side by side, for the tests wait more than they compute; root on a Debian-like
+# system installs it where it is missing.
 test-slurm: envs
 	command -v slurmctld > /dev/null || sh tests/slurm/install.sh
-	$(MAIN)/python -m pytest tests/slurm
+	$(MAIN)/python -m pytest -n 3 tests/slurm
 
 lint: envs
 	$(MAIN)/ruff check .

@@ -210,8 +210,9 @@ def _gone(pid: int) -> bool:
 
 
 def _free_ports(count: int) -> int:
-    """First of ``count`` successive ports that are free now."""
-    for first in range(16817, 30000, count):
+    """First of ``count`` successive ports that are free now; tests side by side look in different places."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    for first in range(16817 + 1000 * worker, 30000, count):
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
