@@ -1,6 +1,6 @@
 """The whole workflow at the size of the publication, with the analytic potential: what Snakemake and starting jobs add.
 
-    .venvs/main/bin/python tests/bench/campaign.py --hosts 2000 --per-batch 40 [--cores 2] [--folder /tmp/campaign]
+    .venvs/main/bin/python tests/bench/campaign.py --hosts 2000 --per-batch 1000 [--cores 2] [--folder /tmp/campaign]
 
 Runs the stages of every host to the merged dataset through Snakemake, then the same batches back to back in as many
 processes as there are cores, without Snakemake, in a fresh folder. Prints wall times, the overhead (the first over
@@ -60,7 +60,7 @@ def write_run(folder: Path, hosts: int, per_batch: int) -> Path:
         "supercells": {"atoms_min": 8, "atoms_max": 8, "doped_per_host": 1, "species_max": 1},
         "potential": {"name": "analytic", "python": sys.executable},
         "phonons": {"direct_per_host": 1},
-        "superposition": {"superposed_per_host": 20, "error_max": 10},
+        "superposition": {"superposed_per_host": 100, "error_max": 10},
     }
     with (folder / "config.yaml").open("w") as file:
         YAML(typ="safe").dump(values, file)
@@ -107,7 +107,7 @@ def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", type=int, default=2000)
-    parser.add_argument("--per-batch", type=int, default=40)
+    parser.add_argument("--per-batch", type=int, default=1000)
     parser.add_argument("--cores", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=Path("/tmp/campaign"))
     parser.add_argument("--only", choices=["snakemake", "back-to-back"])

@@ -29,10 +29,12 @@ CRYSTALS = {
 }
 
 
-def supercell_modes(formula: str, repeats: int, substitutions: dict[int, str] | None = None) -> Modes:
+def supercell_modes(
+    formula: str, repeats: int, substitutions: dict[int, str] | None = None, own_springs: bool = True
+) -> Modes:
     """Modes of a cubic supercell of ``8 repeats³`` atoms with springs to first and second neighbours.
 
-    A dopant has its own mass, and springs that are stiffer the smaller its atomic number is.
+    A dopant has its own mass, and springs that are stiffer the smaller its atomic number is, if ``own_springs``.
     """
     structure, a, spring, _ = CRYSTALS[formula]
     atoms = bulk(formula, structure, a=a, cubic=True).repeat(repeats)
@@ -41,7 +43,8 @@ def supercell_modes(formula: str, repeats: int, substitutions: dict[int, str] | 
     for site, symbol in (substitutions or {}).items():
         symbols[site] = symbol
     numbers = np.array([atomic_numbers[s] for s in symbols])
-    stiffness = np.array([(atomic_numbers[o] / z) ** 0.25 for o, z in zip(original, numbers, strict=True)])
+    softness = 0.25 if own_springs else 0.0
+    stiffness = np.array([(atomic_numbers[o] / z) ** softness for o, z in zip(original, numbers, strict=True)])
     first = a * (np.sqrt(3) / 4 if structure != "rocksalt" else 0.5)
     i, j, D = neighbor_list("ijD", atoms, a * 0.71 + 0.02)
     length = np.linalg.norm(D, axis=1)
@@ -101,6 +104,21 @@ def spectra(formulas: list[str], per_host: int, repeats: int, seed: int = 0):
                 modes=supercell_modes(formula, repeats, substitutions), n_atoms=n,
                 record_digest=f"r{index}", quality=quality, **common,
             )  # fmt: skip
+
+
+def responses(formulas: list[str], repeats: int):
+    """Spectra of every single substitution of each crystal, with the dopant's springs and with its mass only."""
+    for formula in formulas:
+        original = bulk(formula, CRYSTALS[formula][0], a=5.0, cubic=True).get_chemical_symbols() * repeats**3
+        for fidelity in ("superposed", "mass_only"):
+            for dopant, replaced in host_entry(formula).candidates.items():
+                site = original.index(replaced)
+                yield SpectrumEntry(
+                    f"{formula}-response-{dopant}-{fidelity}", host_id=f"host-{formula}", fidelity=fidelity,
+                    concentrations={dopant: 1 / len(original)}, role="response", quality={"site_share": 1.0},
+                    modes=supercell_modes(formula, repeats, {site: dopant}, fidelity == "superposed"),
+                    n_atoms=len(original), potential="springs", potential_digest="0" * 8, record_digest="s0",
+                )  # fmt: skip
 
 
 def comparisons(formulas: list[str], per_host: int, seed: int = 0) -> dict[str, dict[str, np.ndarray]]:

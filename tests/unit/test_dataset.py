@@ -15,7 +15,7 @@ from synthetic import comparisons, host_entry, make_dataset, spectra, supercell_
 from defectnet.config import Config, Spectra
 from defectnet.dataset.samples import Axis, host_edges, intensity, load_samples, sample_mask
 from defectnet.dataset.schema import COMPARED, SCHEMA_VERSION, Dataset, HostEntry, MissingEntry, content_digest
-from defectnet.dataset.splits import host_groups, split
+from defectnet.dataset.splits import host_groups, split, without_unseen
 from defectnet.elements import element_amounts
 from defectnet.errors import InputError, RecordError
 from defectnet.phonons.pdos import neutron_weights, pdos, spectrum
@@ -284,8 +284,60 @@ def test_impossible_splits():
         split(np.array([0, 0, 1, 1]), "host", 0.2, 0.2, seed=0)
     with pytest.raises(InputError, match="has 0"):
         split(np.array([], dtype=int), "row", 0.2, 0.2, seed=0)
-    with pytest.raises(InputError, match="none of host, row"):
-        split(np.arange(9), "element", 0.2, 0.2, seed=0)
+    with pytest.raises(InputError, match="none of host, row, configuration, element"):
+        split(np.arange(9), "time", 0.2, 0.2, seed=0)
+    for fidelity in (["direct"] * 4, ["superposed"] * 4, ["direct", "direct", "superposed", "superposed"]):
+        with pytest.raises(InputError, match="configuration split needs"):
+            split(np.array([0, 0, 1, 1]), "configuration", 0.2, 0.2, seed=0, fidelity=np.array(fidelity))
+    with pytest.raises(InputError, match="with 2 different dopants"):
+        split(np.arange(4), "element", 0.2, 0.2, seed=0, targets=np.eye(4, 56)[[0, 1, 0, 1]])
+    with pytest.raises(InputError, match="a part is empty"):  # every spectrum holds every dopant
+        split(np.arange(4), "element", 0.2, 0.2, seed=0, targets=np.ones((4, 56)))
+
+
+def test_configuration_split_tests_relaxed_spectra_of_known_hosts():
+    groups = np.repeat(np.arange(5), 20)
+    fidelity = np.tile(["direct", "probed", *["superposed"] * 12, *["mass_only"] * 6], 5)
+    fidelity[80:] = "probed"  # no spectrum of the last host is made from its library
+    kept = []
+    for repeat in range(3):
+        parts = split(groups, "configuration", 0.15, 0.2, seed=1, repeat=repeat, fidelity=fidelity)
+        assert set(fidelity[np.concatenate([parts.train, parts.validation])]) == {"superposed", "mass_only"}
+        assert parts.test.tolist() == [0, 1, 20, 21, 40, 41, 60, 61]
+        assert set(groups[parts.test]) <= set(groups[parts.train])
+        assert (len(parts.train), len(parts.validation)) == (61, 11)
+        assert not set(parts.train) & set(parts.validation)
+        kept.append(tuple(parts.validation))
+    assert len(set(kept)) == 3
+
+
+def test_element_split_holds_out_elements():
+    rng = np.random.default_rng(0)
+    targets = np.where(rng.random((400, 56)) < 0.05, 0.02, 0.0) * (np.arange(56) < 30)
+    targets = targets[targets.any(axis=1)]
+    tested = []
+    for repeat in range(5):
+        parts = split(np.arange(len(targets)), "element", 0.1, 0.2, seed=1, repeat=repeat, targets=targets)
+        held, kept, training = (
+            set(np.flatnonzero((targets[rows] > 0).any(axis=0))) for rows in (parts.test, parts.validation, parts.train)
+        )
+        unseen = held - training - kept
+        assert len(unseen) == 6
+        assert len(kept - training) == 3
+        assert all(unseen & set(np.flatnonzero(row)) for row in targets[parts.test])
+        assert sorted(np.concatenate(list(vars(parts).values()))) == list(range(len(targets)))
+        tested += unseen
+    assert sorted(tested) == list(range(30))  # five folds of six, each element once
+
+
+def test_training_does_not_ask_about_unseen_elements(path):
+    with Dataset(path) as data:
+        samples = load_samples(data, Axis("absolute"))
+    training = without_unseen(samples[np.arange(2)])
+    present = set(np.flatnonzero(training.targets.any(axis=0)))
+    assert {int(z) for row in training.candidates for z in np.flatnonzero(row)} == present
+    assert (training.candidates <= samples.candidates[:2]).all()
+    assert not (training.candidates == samples.candidates[:2]).all()
 
 
 def test_polymorphs_share_a_group(tmp_path):

@@ -1,4 +1,4 @@
-"""The published network and the baselines: shapes, masks, and that they can learn at all."""
+"""The published network: shapes, masks, and that it can learn at all."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,6 @@ from synthetic import make_dataset
 
 from defectnet.dataset.samples import Axis, load_samples
 from defectnet.dataset.schema import Dataset
-from defectnet.models.baselines import MeanBaseline, RidgeBaseline
 from defectnet.models.defectnet import TARGET_SCALE, DefectNet, count_parameters, masked_mse
 
 
@@ -119,32 +118,3 @@ def test_tokens_carry_no_position():
 def test_axis_must_hold_the_composition():
     with pytest.raises(ValueError, match="at least 56"):
         DefectNet(bins=40)
-
-
-def test_mean_baseline(samples):
-    predicted = MeanBaseline().fit(samples).predict(samples)
-    assert (predicted[~samples.candidates] == 0).all()
-    np.testing.assert_allclose(predicted[samples.candidates], samples.targets[samples.candidates].mean(), rtol=1e-6)
-
-
-def test_ridge_baseline_learns_from_masked_entries_only(samples):
-    predicted = RidgeBaseline().fit(samples).predict(samples)
-    mean = MeanBaseline().fit(samples).predict(samples)
-    asked = samples.candidates
-
-    def rmse(values):
-        return np.sqrt(np.mean((values - samples.targets)[asked] ** 2))
-
-    assert (predicted[~asked] == 0).all()
-    assert rmse(predicted) < rmse(mean)
-    polluted = samples.targets + np.where(asked, 0, 5).astype(np.float32)
-    again = RidgeBaseline().fit(type(samples)(**vars(samples) | {"targets": polluted})).predict(samples)
-    np.testing.assert_array_equal(predicted, again)
-
-
-def test_ridge_baseline_answers_unknown_elements_with_the_mean(samples):
-    known = RidgeBaseline().fit(samples[np.arange(8)])  # silicon only
-    other = samples[np.arange(24, 32)]  # MgO
-    unknown = other.candidates & ~samples.candidates[0]
-    assert unknown.any()
-    np.testing.assert_allclose(known.predict(other)[unknown], known.mean.mean, rtol=1e-6)

@@ -10,13 +10,17 @@ import torch
 from synthetic import make_dataset, supercell_modes
 
 from defectnet.config import Spectra, Training
-from defectnet.dataset.samples import Axis, host_edges, intensity
+from defectnet.dataset.samples import Axis, host_edges, intensity, load_samples
 from defectnet.dataset.schema import Dataset
+from defectnet.dataset.splits import split
+from defectnet.elements import element_amounts
 from defectnet.errors import InputError, RecordError
+from defectnet.models.baselines import BASELINES
 from defectnet.models.defectnet import count_parameters
 from defectnet.phonons.pdos import bin_centers, pdos
 from defectnet.training import fit
-from defectnet.training.evaluate import MODELS, evaluate, score
+from defectnet.training.evaluate import evaluate
+from defectnet.training.metrics import metrics
 from defectnet.training.predict import predict, read_spectrum, resample
 
 FORMULAS = ["Si", "Ge", "GaAs", "MgO", "NaCl"]
@@ -152,7 +156,7 @@ def test_damaged_checkpoints_are_refused(runs, tmp_path):
 
 @pytest.fixture(scope="module")
 def evaluated(dataset, runs):
-    metrics, predictions = dataset.parent / "metrics.json", dataset.parent / "predictions.csv"
+    metrics, predictions = dataset.parent / "metrics.json", dataset.parent / "predictions.csv.gz"
     evaluate(dataset, runs, metrics, predictions)
     return metrics, predictions
 
@@ -166,9 +170,13 @@ def test_predictions_cover_the_test_parts(dataset, runs, evaluated):
             split = json.loads((directory / "split.json").read_text())
             assert set(part["spectrum"]) == set(split["test"]["spectra"])
         for _, row in table.iterrows():  # the mask is the full candidate list, and the truth is the dataset's
-            host = data.hosts.id.index(row["host"])
-            assert row["element"] in data.hosts.replaces[host]
-        counts = table.groupby(["split", "repeat", "spectrum", "host"]).size().reset_index(name="n")
+            host, spectrum = data.hosts.id.index(row["host"]), data.spectra.id.index(row["spectrum"])
+            assert row["replaces"] == data.hosts.replaces[host][row["element"]]
+            assert row["formula"] == data.hosts.formula[host]
+            assert row["fidelity"] == data.spectra.fidelity[spectrum]
+            concentrations = element_amounts(data.spectra.concentrations[spectrum])
+            assert row["true"] == pytest.approx(concentrations.get(row["element"], 0.0), rel=1e-5)
+        counts = table.groupby(["split", "repeat", "level", "spectrum", "host"]).size().reset_index(name="n")
         for _, row in counts.iterrows():
             assert row["n"] == len(data.hosts.replaces[data.hosts.id.index(row["host"])])
     host_split = table[table["split"] == "host"]
@@ -176,59 +184,85 @@ def test_predictions_cover_the_test_parts(dataset, runs, evaluated):
     assert (constant == 1).all()
 
 
+def test_models_answer_once_at_each_level_where_answers_differ(evaluated):
+    table = pd.read_csv(evaluated[1])
+    levels = {model: set(table["level"][table[model].notna()]) for model in ("published", *BASELINES)}
+    once = dict.fromkeys(("published", "trees", "ridge", "mean"), {"none"})
+    assert levels == once | {"nnls": {"library", "mass_only"}}
+
+
+def test_elements_of_the_training_part_are_told(dataset, runs, evaluated):
+    table = pd.read_csv(evaluated[1])
+    with Dataset(dataset) as data:
+        for directory in runs:
+            kind, repeat = directory.name.split("-")
+            part = table[(table["split"] == kind) & (table["repeat"] == int(repeat))]
+            names = json.loads((directory / "split.json").read_text())["train"]["spectra"]
+            present = [data.spectra.concentrations[data.spectra.id.index(name)] for name in names]
+            seen = set(element_amounts(np.max(present, axis=0)))
+            assert set(part["element"][part["seen"]]) == set(part["element"]) & seen
+
+
+def test_baselines_are_not_asked_about_unseen_elements_in_training(dataset, runs, tmp_path, monkeypatch):
+    """Of an element split, here made by hand, baselines must not learn that unseen elements are always absent."""
+    with Dataset(dataset) as data:
+        samples = load_samples(data, Axis("absolute"))
+        parts = split(samples.host, "element", 0.1, 0.2, SEED, targets=samples.targets)
+        names = np.array(data.spectra.id)[data.doped]
+    content = torch.load(runs[0] / "checkpoint.pt", weights_only=True)
+    content["about"]["split"] = "element"
+    torch.save(content, tmp_path / "checkpoint.pt")
+    made = {part: {"spectra": names[rows].tolist()} for part, rows in vars(parts).items()}
+    (tmp_path / "split.json").write_text(json.dumps(made))
+    asked = []
+
+    class Watch(BASELINES["mean"]):
+        def __init__(self, training, responses):
+            asked.append(training.candidates)
+            super().__init__(training, responses)
+
+    monkeypatch.setitem(BASELINES, "mean", Watch)
+    evaluate(dataset, [tmp_path], tmp_path / "m.json", tmp_path / "p.csv.gz")
+    unseen = ~(samples.targets[parts.train] > 0).any(axis=0)
+    assert samples.candidates[parts.train][:, unseen].any()
+    assert not asked[0][:, unseen].any()
+    subsets = json.loads((tmp_path / "m.json").read_text())["splits"]["element"]["mean"]["none"]["subsets"]["element"]
+    assert subsets["unseen"]["n_present"] >= len(parts.test)
+
+
 def test_metrics_are_deterministic_and_pooled(dataset, runs, evaluated, tmp_path):
-    evaluate(dataset, runs, tmp_path / "m.json", tmp_path / "p.csv")
+    evaluate(dataset, runs, tmp_path / "m.json", tmp_path / "p.csv.gz")
     assert (tmp_path / "m.json").read_bytes() == evaluated[0].read_bytes()
-    assert (tmp_path / "p.csv").read_bytes() == evaluated[1].read_bytes()
-    metrics = json.loads(evaluated[0].read_text())
-    assert metrics["n_parameters"] == 238_456
-    assert set(metrics["splits"]) == {"host", "row"}
-    for split, parts in metrics["fidelities"].items():
-        for model, pooled in metrics["splits"][split].items():
-            squares = sum(part[model]["rmse_at_percent"] ** 2 * part[model]["n_entries"] for part in parts.values())
-            assert squares == pytest.approx(pooled["rmse_at_percent"] ** 2 * pooled["n_entries"])
-    for model in MODELS:
-        pooled = metrics["splits"]["host"][model]
-        assert (pooled["n_hosts"], pooled["n_spectra"]) == (3, 18)
-        low, high = pooled["rmse_interval_at_percent"]
-        assert low <= pooled["rmse_at_percent"] <= high
+    assert (tmp_path / "p.csv.gz").read_bytes() == evaluated[1].read_bytes()
+    found = json.loads(evaluated[0].read_text())
+    assert found["parameters"] == {"published": 238_456}
+    assert set(found["splits"]) == {"host", "row"}
+    for models in found["splits"].values():
+        assert set(models) == {"published", *BASELINES}
+        for pooled in (scores for levels in models.values() for scores in levels.values()):
+            parts = pooled["subsets"]["fidelity"].values()
+            assert sum(part["n"] for part in parts) == pooled["n"]
+            squares = sum(part["rmse_at"] ** 2 * part["n"] for part in parts)
+            assert squares == pytest.approx(pooled["rmse_at"] ** 2 * pooled["n"])
+    pooled = found["splits"]["host"]["published"]["none"]
+    assert pooled["n_hosts"] == 3
+    low, high = pooled["intervals"]["rmse_at"]
+    assert low <= pooled["rmse_at"] <= high
+
+
+def test_metrics_follow_from_the_predictions(evaluated):
+    scores = json.loads(evaluated[0].read_text())["splits"]
+    again = metrics(pd.read_csv(evaluated[1]), ["published", *BASELINES])
+    for split_kind, models in scores.items():
+        for model, levels in models.items():
+            for level, found in levels.items():
+                assert again[split_kind][model][level]["rmse_at"] == pytest.approx(found["rmse_at"], rel=1e-4)
 
 
 def test_networks_of_another_dataset_are_refused(runs, tmp_path):
     make_dataset(tmp_path / "other.h5", FORMULAS, 5)
     with pytest.raises(RecordError, match="trained on another dataset"):
-        evaluate(tmp_path / "other.h5", runs, tmp_path / "m.json", tmp_path / "p.csv")
-
-
-def answers(true, predicted, hosts=None):
-    n = len(true)
-    return pd.DataFrame(
-        {"spectrum": [str(i) for i in range(n)], "host": hosts or ["a"] * n, "true": true, "m": predicted}
-    )
-
-
-def test_score_by_hand():
-    result = score(answers([0.0, 0.0, 0.0, 0.0, 0.02, 0.04], [0.0, 0.001, 0.005, 0.03, 0.02, 0.04]), "m")
-    assert result["rmse_at_percent"] == pytest.approx(100 * np.sqrt((0.001**2 + 0.005**2 + 0.03**2) / 6))
-    assert result["mae_at_percent"] == pytest.approx(100 * 0.036 / 6)
-    assert result["auroc"] == pytest.approx(7 / 8)
-    assert result["false_positive_rate_at_threshold"] == 0.5
-    assert result["false_positive_rate_at_90_recall"] == 0.25
-    assert result["rmse_interval_at_percent"] is None
-    assert (result["n_entries"], result["n_spectra"], result["n_hosts"]) == (6, 6, 1)
-
-
-def test_score_of_one_class_only():
-    result = score(answers([0.01, 0.01], [0.02, 0.0]), "m")
-    assert result["auroc"] is result["average_precision"] is result["r2"] is None
-    assert result["rmse_at_percent"] == pytest.approx(1)
-
-
-def test_bootstrap_resamples_hosts():
-    """One bad host of three: the interval must reach from nearly no error to its error."""
-    low, high = score(answers([0.0, 0.0, 0.1], [0.0, 0.0, 0.0], ["a", "b", "c"]), "m")["rmse_interval_at_percent"]
-    assert low == 0
-    assert high > 8
+        evaluate(tmp_path / "other.h5", runs, tmp_path / "m.json", tmp_path / "p.csv.gz")
 
 
 # Use

@@ -18,6 +18,11 @@ Layout (H hosts, S spectra, B bins, E elements of one spectrum, M modes of one s
                        superposed_w1_meV, mass_only_w1_meV, displacement_mae_A, displacement_mean_A
     /missing/          host, item, stage, status, reason
 
+A compact dataset (:mod:`defectnet.dataset.compact`) has neither /modes nor ``pdos`` but two groups, /absolute_axis on
+the grid and /host_axis on the published axis of 100 bins, each with intensities (:mod:`defectnet.dataset.samples`):
+``pristine`` float32, one row per pristine spectrum in their order, and ``change`` [S, B] float16, each spectrum less
+its reference.
+
 Arrays over elements have index Z - 1. Compositions are atomic fractions, concentrations are fractions of the sites
 of the undoped supercell, ``pdos`` is in 1/meV and integrates to 1 as far as the grid covers the modes.
 The modes are kept so that broadening, binning, weighting and axes can change without computing phonons again. Half
@@ -30,6 +35,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice, pairwise
 from pathlib import Path
@@ -175,35 +181,45 @@ def write_dataset(
     Raises :class:`InputError` for inconsistent entries (unknown host or element, dopant that is no candidate,
     doped spectra without a pristine one, repeated id) and :class:`RecordError` when the disk refuses.
     """
+    with new_file(path) as file:
+        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["defectnet_version"] = __version__
+        file.attrs["vocabulary"] = json.dumps(list(vocabulary))
+        file.attrs["spectra"] = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
+        file.attrs["provenance"] = json.dumps(dict(provenance or {}), sort_keys=True)
+        # Groups that HDF5 makes on the way to a dataset would carry a time stamp; those of create_group do not.
+        file.create_group("grid")["edges_meV"] = energy_edges(settings)
+        pristine = _write_spectra(file, hosts, spectra, settings, frozenset(vocabulary))
+        _write_hosts(file.create_group("hosts"), hosts, pristine, frozenset(vocabulary))
+        _write_comparisons(file.create_group("comparison"), hosts, comparisons or {})
+        group = file.create_group("missing")
+        for name in (column.name for column in fields(MissingEntry)):
+            _write_text(group, name, [getattr(entry, name) for entry in missing])
+        file.attrs["digest"] = digest = digest_of(file)
+    return digest
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """An HDF5 file to write, which appears under its name when it is complete and on disk.
+
+    Raises :class:`RecordError` when the disk refuses.
+    """
     temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-            file.attrs["schema_version"] = SCHEMA_VERSION
-            file.attrs["defectnet_version"] = __version__
-            file.attrs["vocabulary"] = json.dumps(list(vocabulary))
-            file.attrs["spectra"] = json.dumps(settings.model_dump(mode="json"), sort_keys=True)
-            file.attrs["provenance"] = json.dumps(dict(provenance or {}), sort_keys=True)
-            # Groups that HDF5 makes on the way to a dataset would carry a time stamp; those of create_group do not.
-            file.create_group("grid")["edges_meV"] = energy_edges(settings)
-            pristine = _write_spectra(file, hosts, spectra, settings, frozenset(vocabulary))
-            _write_hosts(file.create_group("hosts"), hosts, pristine, frozenset(vocabulary))
-            _write_comparisons(file.create_group("comparison"), hosts, comparisons or {})
-            group = file.create_group("missing")
-            for name in (column.name for column in fields(MissingEntry)):
-                _write_text(group, name, [getattr(entry, name) for entry in missing])
-            file.attrs["digest"] = digest = _digest(file)
+            yield file
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)
     except OSError as error:
         raise RecordError(
             f"{path}: cannot write the dataset: {error}; free space or fix the permissions of {path.parent} "
-            "and rerun `defectnet dataset`, records are intact"
+            "and run the command again, records are intact"
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return digest
 
 
 def _write_hosts(
@@ -364,7 +380,7 @@ class _Ragged:
             self.pending = [flat[count:]]
 
 
-def _digest(file: h5py.File) -> str:
+def digest_of(file: h5py.File) -> str:
     """SHA-256 of all arrays and of the attributes that give them meaning, not of version and provenance."""
     total = hashlib.sha256()
     for name in ("schema_version", "vocabulary", "spectra"):
@@ -398,6 +414,7 @@ class Dataset:
     hosts, spectra, missing : tables of this module
     comparison : the columns of ``/comparison`` by name
     digest     : content digest stored by the writer
+    compact    : whether the file holds spectra on two axes instead of modes
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -434,12 +451,18 @@ class Dataset:
         hosts = _columns(file["hosts"])
         hosts["replaces"] = [json.loads(text) for text in hosts["replaces"]]
         self.hosts = HostTable(**hosts)
-        self.spectra = SpectrumTable(**_columns(file["spectra"]), quality=_columns(file["spectra/quality"]))
+        self.compact = "modes" not in file
+        columns = _columns(file["spectra"])
+        if self.compact:
+            bin_shares = np.diff(self.edges_meV) * (len(self.edges_meV) - 1)
+            columns["pdos"] = _restored(file["absolute_axis"], columns["reference"]) / bin_shares.astype(np.float32)
+        self.spectra = SpectrumTable(**columns, quality=_columns(file["spectra/quality"]))
         self.comparison: dict[str, np.ndarray] = _columns(file["comparison"])
         missing = _columns(file["missing"])
         names = [column.name for column in fields(MissingEntry)]
         self.missing = [MissingEntry(*row) for row in zip(*(missing[name] for name in names), strict=True)]
-        self._offsets = {name: file["modes"][name][()] for name in RAGGED.values()}
+        if not self.compact:
+            self._offsets = {name: file["modes"][name][()] for name in RAGGED.values()}
 
     def _damaged(self, error: Exception) -> RecordError:
         return RecordError(
@@ -471,6 +494,11 @@ class Dataset:
 
     def _read(self, first: int, last: int) -> list[Modes]:
         """Stored modes of the rows from ``first`` to before ``last``."""
+        if self.compact:
+            raise InputError(
+                f"{self.path}: /modes: a compact dataset has no modes, only spectra on two axes; for other axes, "
+                "broadening or weighting make the whole one with `defectnet dataset`"
+            )
         group = self._file["modes"]
         spans = {name: offsets[first : last + 1].tolist() for name, offsets in self._offsets.items()}
         try:
@@ -486,10 +514,17 @@ class Dataset:
             pieces.append([values[i - start : j - start] for i, j in pairwise(spans[offset])])
         return [Modes(e, w.reshape(len(e), len(names)), tuple(names)) for e, w, names in zip(*pieces, strict=True)]
 
+    def compact_intensity(self, axis: str) -> np.ndarray:
+        """Intensities [S, B] float32 of a compact dataset on its ``absolute`` axis or the published ``host`` axis."""
+        try:
+            return _restored(self._file[f"{axis}_axis"], self.spectra.reference)
+        except (OSError, KeyError, ValueError) as error:
+            raise self._damaged(error) from None
+
     def recomputed_digest(self) -> str:
         """The content digest computed afresh; differs from :attr:`digest` if a value was damaged or edited."""
         try:
-            return _digest(self._file)
+            return digest_of(self._file)
         except OSError as error:
             raise self._damaged(error) from None
 
@@ -500,6 +535,14 @@ class Dataset:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def _restored(group: h5py.Group, reference: np.ndarray) -> np.ndarray:
+    """Intensities [S, B] float32 from an axis of a compact dataset and the rows [S] of the pristine spectra."""
+    change = group["change"][()].astype(np.float32)
+    pristine = np.zeros_like(change)
+    pristine[np.unique(reference)] = group["pristine"][()]
+    return change + pristine[reference]
 
 
 def _columns(group: h5py.Group) -> dict[str, Any]:

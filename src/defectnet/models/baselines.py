@@ -1,63 +1,207 @@
-"""What a network has to beat: the mean of the training answers, and ridge regression.
+"""What a network has to beat, without any deep learning.
 
-Both have the network's interface: ``predict(samples)`` gives concentrations [n, 56] as fractions, zero outside
-``samples.candidates``. Both learn from masked entries only, with all candidates of a host in the mask.
+All share one interface, which trained networks have too: built from the training samples and the responses of all
+hosts, ``predict(samples, responses, level)`` gives concentrations [n, 56] as fractions and scores of presence [n, 56],
+higher where a dopant is more likely there; both are zero outside ``samples.candidates``. Here the score of presence is
+the concentration itself. ``levels`` are those of :data:`~defectnet.models.response.LEVELS` at which answers differ:
+mean, ridge and trees know no responses, so they answer at level ``none`` only.
+
+They learn from masked entries only, with all candidates of a host in the mask, and see spectra on the absolute axis.
 """
 
 from __future__ import annotations
 
-import numpy as np
-from sklearn.linear_model import RidgeCV
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
+from abc import ABC, abstractmethod
+from functools import partial
+from itertools import product
 
-from defectnet.dataset.samples import Samples
+import numpy as np
+from scipy.optimize import nnls
+from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.linear_model import RidgeCV
+
+from defectnet.dataset.samples import Axis, Responses, Samples
+from defectnet.models.response import candidate_properties
+
+BASELINE_AXIS = Axis("absolute")
 
 MIN_ROWS = 5
 """Training rows in which an element must be a candidate before ridge regression is tried on it."""
 
+PAIRS_MAX = 200_000
+"""Most pairs of spectrum and candidate that trees learn from."""
 
-class MeanBaseline:
-    """Answers every question with the mean concentration of the candidates in the training part."""
+HOST_QUANTILES = np.append(np.arange(1, 20) / 20, 0.995)
+"""Shares of the pristine spectrum that divide its energies into windows, in which trees are told the changes."""
 
-    def fit(self, samples: Samples) -> MeanBaseline:
-        """Learn the mean over all masked entries, absent candidates included."""
-        self.mean = float(samples.targets[samples.candidates].mean())
-        return self
+SUM_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
+PENALTIES = (0.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+"""Weights of running sums and penalties of large concentrations that least squares chooses from."""
 
-    def predict(self, samples: Samples) -> np.ndarray:
+CHOICE_SAMPLES = 600
+"""Training spectra on which least squares chooses."""
+
+SEED = 0
+
+
+class Baseline(ABC):
+    """Interface of all baselines, see the module's description."""
+
+    levels: tuple[str, ...] = ("none",)
+    axis = BASELINE_AXIS
+
+    @abstractmethod
+    def __init__(self, training: Samples, responses: Responses) -> None: ...
+
+    @abstractmethod
+    def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
         """Concentrations [n, 56] as fractions."""
+
+    def predict(self, samples: Samples, responses: Responses, level: str) -> tuple[np.ndarray, np.ndarray]:
+        """Concentrations [n, 56] as fractions, and scores of presence [n, 56]."""
+        values = self.concentrations(samples, responses, level)
+        return values, values
+
+
+class Mean(Baseline):
+    """Answers every question with the mean concentration of the candidates in training, absent ones included."""
+
+    def __init__(self, training: Samples, responses: Responses) -> None:
+        self.mean = float(training.targets[training.candidates].mean())
+
+    def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
+        """See :class:`Baseline`."""
         return np.where(samples.candidates, np.float32(self.mean), np.float32(0))
 
 
-class RidgeBaseline:
+class Ridge(Baseline):
     """One ridge regression per element on (doped - pristine spectrum, host composition).
 
     The penalty is chosen by leave-one-out cross-validation. Elements with fewer than :data:`MIN_ROWS` training rows
-    get the mean.
+    get the mean. Bins are not scaled to equal variance: those that are empty in training may not be so elsewhere.
     """
 
-    def fit(self, samples: Samples) -> RidgeBaseline:
-        """Fit each element on the rows where it is a candidate."""
-        self.mean = MeanBaseline().fit(samples)
-        features = self._features(samples)
-        self.models: dict[int, Pipeline] = {}
-        for element in np.flatnonzero(samples.candidates.sum(axis=0) >= MIN_ROWS):
-            asked = samples.candidates[:, element]
-            model = make_pipeline(StandardScaler(), RidgeCV(alphas=np.logspace(0, 6, 13)))
-            self.models[int(element)] = model.fit(features[asked], samples.targets[asked, element])
-        return self
+    def __init__(self, training: Samples, responses: Responses) -> None:
+        self.mean = Mean(training, responses)
+        features = self._features(training)
+        self.models: dict[int, RidgeCV] = {}
+        for element in np.flatnonzero(training.candidates.sum(axis=0) >= MIN_ROWS):
+            asked = training.candidates[:, element]
+            model = RidgeCV(alphas=np.logspace(-3, 4, 15))
+            self.models[int(element)] = model.fit(features[asked], training.targets[asked, element])
 
-    def predict(self, samples: Samples) -> np.ndarray:
-        """Concentrations [n, 56] as fractions."""
+    def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
+        """See :class:`Baseline`."""
         features = self._features(samples)
-        predicted = self.mean.predict(samples)
+        values = self.mean.concentrations(samples, responses, level)
         for element, model in self.models.items():
             asked = samples.candidates[:, element]
             if asked.any():
-                predicted[asked, element] = model.predict(features[asked])
-        return predicted
+                values[asked, element] = model.predict(features[asked])
+        return values
 
     @staticmethod
     def _features(samples: Samples) -> np.ndarray:
         return np.hstack([samples.doped - samples.pristine, samples.composition]).astype(np.float64)
+
+
+class Trees(Baseline):
+    """One ensemble of gradient-boosted trees over pairs of spectrum and candidate, for any host and element.
+
+    Features of a pair: share of the modes gained in windows of equal share of the pristine spectrum, their running
+    sum, where the windows lie, and the properties of host, replaced element and dopant. Learns from
+    :data:`PAIRS_MAX` random pairs at most.
+    """
+
+    def __init__(self, training: Samples, responses: Responses) -> None:
+        pairs = _pairs(training, responses)
+        if len(pairs[0]) > PAIRS_MAX:
+            chosen = np.random.default_rng(SEED).choice(len(pairs[0]), PAIRS_MAX, replace=False)
+            pairs = pairs[0][chosen], pairs[1][chosen]
+        self.model = HistGradientBoostingRegressor(max_iter=100, early_stopping=False, random_state=SEED)
+        elements = responses.elements[training.host[pairs[0]], pairs[1]]
+        self.model.fit(self._features(training, responses, *pairs), training.targets[pairs[0], elements])
+
+    def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
+        """See :class:`Baseline`."""
+        values = np.zeros(samples.targets.shape, np.float32)
+        spectrum, place = _pairs(samples, responses)
+        if len(spectrum):
+            elements = responses.elements[samples.host[spectrum], place]
+            values[spectrum, elements] = self.model.predict(self._features(samples, responses, spectrum, place))
+        return values
+
+    @staticmethod
+    def _features(samples: Samples, responses: Responses, spectrum: np.ndarray, place: np.ndarray) -> np.ndarray:
+        properties = candidate_properties(responses.elements, responses.replaced, responses.composition)
+        below = samples.pristine.cumsum(axis=1)
+        windows = np.array([np.searchsorted(row, HOST_QUANTILES * row[-1]) for row in below])
+        change = (samples.doped - samples.pristine).cumsum(axis=1) / samples.doped.shape[1]
+        gained = np.take_along_axis(change, windows, axis=1)
+        of_spectrum = np.hstack([gained, np.diff(gained, prepend=0, axis=1), change[:, -1:], windows[:, 3::4]])
+        return np.hstack([of_spectrum[spectrum], properties[samples.host[spectrum], place]])
+
+
+def _pairs(samples: Samples, responses: Responses) -> tuple[np.ndarray, np.ndarray]:
+    """Index of the spectrum and place in its host's list of candidates, of everything that is asked."""
+    elements = responses.elements[samples.host]
+    return np.nonzero((elements >= 0) & np.take_along_axis(samples.candidates, np.maximum(elements, 0), axis=1))
+
+
+class LeastSquares(Baseline):
+    """Non-negative least squares of what doping changed on the responses of the candidates; nothing is trained.
+
+    Running sums of the spectra are fitted beside the spectra, which forgives small shifts of peaks, and concentrations
+    are penalised by their squares, or candidates with weak or similar responses would get any; the weights of both
+    are chosen on the training samples. At level ``library`` responses that the library lacks are those of the masses;
+    candidates without any response get zero.
+    """
+
+    levels = ("library", "mass_only")
+
+    def __init__(self, training: Samples, responses: Responses) -> None:
+        count = min(CHOICE_SAMPLES, len(training))
+        some = training[np.random.default_rng(SEED).choice(len(training), count, replace=False)]
+
+        def squares(level: str, weights: tuple[float, float]) -> float:
+            error = _unmixed(some, responses, level, *weights) - some.targets
+            return float((error[some.candidates] ** 2).sum())
+
+        choices = list(product(SUM_WEIGHTS, PENALTIES))
+        self.weights = {level: min(choices, key=partial(squares, level)) for level in self.levels}
+
+    def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
+        """See :class:`Baseline`."""
+        return _unmixed(samples, responses, level, *self.weights[level])
+
+
+def _unmixed(samples: Samples, responses: Responses, level: str, sums: float, penalty: float) -> np.ndarray:
+    """Concentrations [n, 56] by least squares with the given weight of running sums and penalty."""
+    response, known = responses.mass_only, responses.knows_mass
+    if level == "library":
+        response = np.where(responses.knows_library[..., None], responses.library, response)
+        known = responses.knows_library | known
+    targets = _with_sums(samples.doped - samples.pristine, sums)
+    values = np.zeros(samples.targets.shape, np.float32)
+    for host in np.unique(samples.host):
+        elements = responses.elements[host]
+        usable = np.flatnonzero((elements >= 0) & known[host])
+        elements = elements[usable]
+        # Least squares in the space that the responses span: a few numbers instead of hundreds.
+        q, r = np.linalg.qr(_with_sums(response[host, usable], sums).T)
+        basis = np.vstack([r, penalty * np.eye(len(usable))])
+        for row in np.flatnonzero(samples.host == host):
+            asked = samples.candidates[row, elements]
+            if asked.any():
+                target = np.concatenate([q.T @ targets[row], np.zeros(len(usable))])
+                values[row, elements[asked]] = nnls(basis[:, asked], target)[0]
+    return values
+
+
+def _with_sums(curves: np.ndarray, weight: float) -> np.ndarray:
+    """Curves [..., B] with their weighted running sums, [..., 2B]."""
+    sums = curves.cumsum(axis=-1) * weight / curves.shape[-1] ** 0.5
+    return np.concatenate([curves, sums], axis=-1).astype(np.float64)
+
+
+BASELINES: dict[str, type[Baseline]] = {"nnls": LeastSquares, "trees": Trees, "ridge": Ridge, "mean": Mean}

@@ -25,6 +25,7 @@ from defectnet.report.style import (
     DOUBLE_COLUMN,
     GREEN,
     GREY,
+    LEVEL_NAMES,
     MODEL_NAMES,
     ORANGE,
     SINGLE_COLUMN,
@@ -40,6 +41,8 @@ ENERGY_LABEL = "Energy (meV)"
 MAX_HOSTS_SHOWN = 12
 MARKERS = "osD^vPX<>*"
 UMAP_SEED = 0
+DOTS_MAX = 20_000
+"""Most entries that a panel of predictions shows, chosen at random."""
 
 FIDELITY_COLOURS = dict(zip(FIDELITIES, (BLUE, GREEN, ORANGE, GREY), strict=True))
 
@@ -103,13 +106,15 @@ def hosts_figure(data: Dataset, stem: Path) -> list[Path]:
 
 
 def spectra_figure(data: Dataset, predictions: pd.DataFrame, stem: Path, count: int = 4) -> list[Path]:
-    """Test spectra over the range of prediction errors, beside true and predicted concentrations.
+    """Test spectra over the range of prediction errors, beside true concentrations and those of the network.
 
     Taken from the host split where there is one: ``count`` spectra at equal steps from small to large error.
     """
-    kind = "host" if (predictions["split"] == "host").any() else predictions["split"].iloc[0]
-    chosen = predictions[predictions["split"] == kind].drop_duplicates(["spectrum", "element"])
-    errors = (chosen["defectnet"] - chosen["true"]).pow(2).groupby(chosen["spectrum"]).mean().sort_values()
+    model = next(model for model in MODEL_NAMES if model in predictions)
+    answered = _at_best_level(predictions, model)
+    kind = "host" if (answered["split"] == "host").any() else answered["split"].iloc[0]
+    chosen = answered[answered["split"] == kind].drop_duplicates(["spectrum", "element"])
+    errors = (chosen[model] - chosen["true"]).pow(2).groupby(chosen["spectrum"]).mean().sort_values()
     quantiles = np.linspace(0.1, 0.9, min(count, len(errors)))
     names = [errors.index[int(q * (len(errors) - 1))] for q in quantiles]
     row_of = {name: row for row, name in enumerate(data.spectra.id)}
@@ -130,46 +135,54 @@ def spectra_figure(data: Dataset, predictions: pd.DataFrame, stem: Path, count: 
             left.set_title(_formula(data.hosts.formula[host]), loc="left", fontweight="bold")
             letter(left, index)
             part = chosen[chosen["spectrum"] == name].sort_values(["true", "element"], ascending=[False, True])
-            _dumbbells(right, part)
+            _dumbbells(right, part["element"], part["true"], part[model])
         grid[0, 0].legend(loc="upper right", ncols=2)
         grid[0, 1].legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0), borderaxespad=0.1)
         grid[-1, 0].set_xlabel(ENERGY_LABEL)
         return save(figure, stem)
 
 
-def _dumbbells(axes: Any, part: pd.DataFrame) -> None:
+def _at_best_level(predictions: pd.DataFrame, model: str) -> pd.DataFrame:
+    """The answers that a model gives when it knows most."""
+    answered = predictions[predictions[model].notna()]
+    return answered[answered["level"] == next(level for level in LEVEL_NAMES if (answered["level"] == level).any())]
+
+
+def _dumbbells(axes: Any, elements: pd.Series, true: pd.Series, predicted: pd.Series) -> None:
     """True and predicted concentration of each candidate, joined by their difference."""
-    x = np.arange(len(part))
-    true, predicted = 100 * part["true"].to_numpy(), 100 * part["defectnet"].to_numpy()
+    x = np.arange(len(elements))
+    true, predicted = 100 * true.to_numpy(), 100 * predicted.to_numpy()
     axes.axhline(0, color=BLACK, lw=0.5)
     axes.vlines(x, true, predicted, color=GREY, lw=0.8, zorder=1)
     axes.scatter(x, true, s=16, facecolor="white", edgecolor=BLACK, linewidth=0.8, zorder=2, label="true")
     axes.scatter(x, predicted, s=12, color=VERMILION, lw=0, zorder=3, label="predicted")
-    axes.set_xticks(x, part["element"])
+    axes.set_xticks(x, elements)
     axes.tick_params(axis="x", length=0)
-    axes.set(xlim=(-0.7, len(part) - 0.3), ylabel="Concentration (at.%)")
+    axes.set(xlim=(-0.7, len(elements) - 0.3), ylabel="Concentration (at.%)")
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
 def parity_figure(predictions: pd.DataFrame, scores: dict[str, Any], stem: Path) -> list[Path]:
-    """Predicted against true concentration: one row per kind of split, one column per model."""
+    """Predicted against true concentration: one row per kind of split, one column per model when it knows most."""
     kinds = [kind for kind in SPLIT_NAMES if kind in scores]
-    models = list(MODEL_NAMES)
-    values = 100 * predictions[["true", *models]].to_numpy()
+    answers = {model: _at_best_level(predictions, model) for model in MODEL_NAMES if model in predictions}
+    true = 100 * predictions["true"].to_numpy()
+    guesses = 100 * np.concatenate([part[model].to_numpy() for model, part in answers.items()])
     # A few wild predictions would squeeze all others into a line: they are left outside the frame.
-    low, high = min(0.0, np.quantile(values, 0.01)), max(values[:, 0].max(), np.quantile(values, 0.99))
+    low, high = min(0.0, np.quantile(guesses, 0.005)), max(true.max(), np.quantile(guesses, 0.995))
     margin = 0.04 * (high - low)
-    right = 1.06 * values[:, 0].max()
-    size = float(np.clip(400 / np.sqrt(len(predictions)), 1.5, 9))
+    right = 1.06 * true.max()
     with style():
-        figure = new_figure(DOUBLE_COLUMN, 0.5 + 2.15 * len(kinds))
-        grid = figure.subplots(len(kinds), len(models), sharex=True, sharey=True, squeeze=False)
+        figure = new_figure(DOUBLE_COLUMN, 0.5 + 2.0 * len(kinds))
+        grid = figure.subplots(len(kinds), len(answers), sharex=True, sharey=True, squeeze=False)
         for row, kind in enumerate(kinds):
-            part = predictions[predictions["split"] == kind]
-            true = 100 * part["true"].to_numpy()
-            for column, model in enumerate(models):
-                axes = grid[row, column]
-                guess = 100 * part[model].to_numpy()
+            for axes, (model, answer) in zip(grid[row], answers.items(), strict=True):
+                part = answer[answer["split"] == kind]
+                level = next(level for level in LEVEL_NAMES if level in scores[kind][model])
+                axes.set_title(_score_text(scores[kind][model][level]), loc="left")
+                part = part.sample(min(len(part), DOTS_MAX), random_state=0)
+                true, guess = 100 * part["true"].to_numpy(), 100 * part[model].to_numpy()
+                size = float(np.clip(400 / np.sqrt(len(part)), 1.5, 9))
                 dots = {"s": size, "alpha": 0.35, "lw": 0, "rasterized": True}
                 axes.plot([0, right], [0, right], color=BLACK, lw=0.6, zorder=0)
                 axes.scatter(true[true == 0], guess[true == 0], color=ORANGE, **dots)
@@ -177,11 +190,10 @@ def parity_figure(predictions: pd.DataFrame, scores: dict[str, Any], stem: Path)
                 axes.set(xlim=(-0.06 * right, right), ylim=(low - margin, high + margin))
                 axes.xaxis.set_major_locator(MaxNLocator(5))
                 axes.yaxis.set_major_locator(MaxNLocator(5))
-                axes.set_title(_score_text(scores[kind][model]), loc="left")
                 if row == 0:
                     axes.annotate(
-                        MODEL_NAMES[model], (0, 1), xycoords="axes fraction", xytext=(0, 27),
-                        textcoords="offset points", fontweight="bold",
+                        f"{MODEL_NAMES[model]}\n{LEVEL_NAMES[level]}", (0, 1), xycoords="axes fraction",
+                        xytext=(0, 36), textcoords="offset points", fontweight="bold",
                     )  # fmt: skip
             grid[row, 0].set_ylabel(f"{SPLIT_NAMES[kind].capitalize()}\nPredicted concentration (at.%)")
             letter(grid[row, 0], row)
@@ -192,15 +204,15 @@ def parity_figure(predictions: pd.DataFrame, scores: dict[str, Any], stem: Path)
 
 
 def _score_text(score: dict[str, Any]) -> str:
-    error = f"RMSE {score['rmse_at_percent']:.2f} at.%"
-    if interval := score["rmse_interval_at_percent"]:
-        error += f" ({interval[0]:.2f}–{interval[1]:.2f})"
-    parts = []
+    lines = [f"RMSE {score['rmse_at']:.2f} at.%"]
+    if score["intervals"]:
+        low, high = score["intervals"]["rmse_at"]
+        lines.append(f"({low:.2f} to {high:.2f})")
     if score["r2"] is not None:
-        parts.append(f"R² {round(score['r2'], 2) + 0.0:.2f}".replace("-", "−"))  # + 0.0 turns −0.00 into 0.00
+        lines.append(f"R² {round(score['r2'], 2) + 0.0:.2f}".replace("-", "−"))  # + 0.0 turns −0.00 into 0.00
     if score["auroc"] is not None:
-        parts.append(f"AUROC {score['auroc']:.2f}")
-    return f"{error}\n{', '.join(parts)}"
+        lines[-1] += f", AUROC {score['auroc']:.2f}"
+    return "\n".join(lines)
 
 
 def umap_figure(data: Dataset, stem: Path) -> list[Path]:

@@ -20,8 +20,22 @@ SINGLE_COLUMN, DOUBLE_COLUMN = 89 / 25.4, 183 / 25.4
 # Okabe & Ito's palette, told apart by all common kinds of colour vision.
 BLUE, GREEN, ORANGE, VERMILION = "#0072B2", "#009E73", "#E69F00", "#D55E00"
 GREY, BLACK = "#8A8A8A", "#1A1A1A"
-MODEL_NAMES = {"defectnet": "DefectNet", "ridge": "Ridge regression", "mean": "Training mean"}
-SPLIT_NAMES = {"host": "unseen hosts", "row": "unseen arrangements, known hosts"}
+MODEL_NAMES = {
+    "response": "Response network",
+    "published": "Published network",
+    "nnls": "Least squares",
+    "trees": "Boosted trees",
+    "ridge": "Ridge regression",
+    "mean": "Training mean",
+}
+SPLIT_NAMES = {
+    "host": "unseen hosts",
+    "row": "unseen arrangements, known hosts",
+    "configuration": "relaxed spectra of known hosts",
+    "element": "unseen dopants",
+}
+LEVEL_NAMES = {"library": "knows single defects", "mass_only": "knows masses", "none": ""}
+"""What models are told beside the spectra, best first."""
 
 STYLE = {
     "font.family": "sans-serif",

@@ -1,89 +1,97 @@
-"""How good the networks are: predictions on held-out spectra beside the baselines', and metrics with intervals."""
+"""How good the models are: predictions on held-out spectra, of networks and baselines alike, and their scores."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 from ase.data import chemical_symbols
-from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 
-from defectnet.dataset.samples import Axis, Samples, load_samples
+from defectnet.dataset.samples import Axis, Responses, Samples, load_responses, load_samples
 from defectnet.dataset.schema import Dataset
+from defectnet.dataset.splits import without_unseen
+from defectnet.elements import MAX_Z
 from defectnet.errors import RecordError
 from defectnet.files import write_atomically
-from defectnet.models.baselines import MeanBaseline, RidgeBaseline
+from defectnet.models.baselines import BASELINE_AXIS, BASELINES
 from defectnet.models.defectnet import count_parameters
+from defectnet.models.response import LEVELS
 from defectnet.training.fit import load_checkpoint
+from defectnet.training.metrics import metrics
 
-MODELS = ("defectnet", "ridge", "mean")
-PRESENCE_THRESHOLD = 0.002
-"""Concentration (fraction) from which a prediction counts as a find: 0.2 at.%, the lowest published one."""
-RECALL = 0.9
-BOOTSTRAP_DRAWS = 2000
-INTERVAL = (5, 95)
-BOOTSTRAP_SEED = 20250602
+
+class Predictor(Protocol):
+    """A trained network or a baseline: what it sees, at which levels of knowledge its answers differ, its answers."""
+
+    axis: Axis
+    levels: tuple[str, ...]
+
+    def predict(self, samples: Samples, responses: Responses, level: str) -> tuple[np.ndarray, np.ndarray]:
+        """Concentrations [n, 56] as fractions, and scores of presence [n, 56]."""
 
 
 def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, output_predictions: Path) -> None:
     """Predict the test part of every run directory made by ``train`` and score the predictions.
 
     The mask of a test spectrum is the full candidate list of its host, always; the baselines learn from the training
-    part of the same split and see the same axis. Predictions (CSV) have one line per spectrum, element of the mask
-    and run: spectrum, host, formula, fidelity, split, repeat, element, true, and one column per model, fractions.
-    Metrics (JSON): see :func:`score`, per kind of split, pooled over repeats; under ``fidelities`` the same for the
-    spectra of each fidelity by themselves, because only direct and probed ones are of relaxed crystals.
+    part of the same split. Predictions (CSV, compressed by gzip) have one line per spectrum, element of the mask, run
+    and level of knowledge: spectrum, host, formula, fidelity, element, replaces, seen (whether a training spectrum
+    holds the element), true, split, repeat, level, and by model concentrations as fractions and, where these are not
+    the same, scores of presence (``<model>_presence``); empty where a model does not answer at a level. Metrics
+    (JSON): ``splits`` as :func:`~defectnet.training.metrics.metrics` describes, ``dataset_digest``, and the number of
+    ``parameters`` of each network.
 
     Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged.
     """
-    frames = []
-    parameters = 0
+    frames: list[pd.DataFrame] = []
+    parameters: dict[str, int] = {}
     with Dataset(dataset) as data:
-        rows = {name: row for row, name in enumerate(data.spectra.id)}
-        cache: dict[Axis, Samples] = {}
+        place = {data.spectra.id[row]: index for index, row in enumerate(data.doped)}
+
+        @cache
+        def inputs(axis: Axis) -> tuple[Samples, Responses]:
+            return load_samples(data, axis), load_responses(data, axis)
+
+        samples, responses = inputs(BASELINE_AXIS)
         for directory in model_dirs:
             checkpoint = load_checkpoint(directory / "checkpoint.pt")
-            if checkpoint.about["dataset_digest"] != data.digest:
+            about = checkpoint.about
+            if about["dataset_digest"] != data.digest:
                 raise RecordError(f"{directory}: trained on another dataset than {dataset}; rerun `defectnet train`")
-            if checkpoint.axis not in cache:
-                cache[checkpoint.axis] = load_samples(data, checkpoint.axis)
-            samples = cache[checkpoint.axis]
+            parameters[checkpoint.network] = count_parameters(checkpoint.model)
             parts = _read_split(directory / "split.json")
-            of_row = {row: index for index, row in enumerate(samples.row)}
             training, test = (
-                samples[np.array([of_row[rows[name]] for name in parts[part]["spectra"]])] for part in ("train", "test")
+                np.array([place[name] for name in parts[part]["spectra"]], dtype=int) for part in ("train", "test")
             )
-            parameters = count_parameters(checkpoint.model)
-            models = {
-                "defectnet": checkpoint.model,
-                "ridge": RidgeBaseline().fit(training),
-                "mean": MeanBaseline().fit(training),
-            }
-            frames.append(_table(data, test, {name: models[name].predict(test) for name in MODELS}, checkpoint.about))
+            known = without_unseen(samples[training]) if about["split"] == "element" else samples[training]
+            predictors: dict[str, Predictor] = {checkpoint.network: checkpoint}
+            predictors |= {name: baseline(known, responses) for name, baseline in BASELINES.items()}
+            for level in LEVELS:
+                answers = {}
+                for name, predictor in predictors.items():
+                    if level in predictor.levels:
+                        seen, given = inputs(predictor.axis)
+                        answers[name] = predictor.predict(seen[test], given, level)
+                table = _table(data, samples[test], known, answers)
+                frames.append(table.assign(split=about["split"], repeat=about["repeat"], level=level))
         digest = data.digest
     predictions = pd.concat(frames, ignore_index=True)
-    metrics = {
+    found = {
         "dataset_digest": digest,
-        "n_parameters": parameters,
-        "splits": {
-            str(kind): {model: score(part, model) for model in MODELS}
-            for kind, part in predictions.groupby("split", sort=True)
-        },
-        "fidelities": {
-            str(kind): {
-                str(fidelity): {model: score(rows, model) for model in MODELS}
-                for fidelity, rows in part.groupby("fidelity", sort=True)
-            }
-            for kind, part in predictions.groupby("split", sort=True)
-        },
+        "parameters": parameters,
+        "splits": metrics(predictions, [*parameters, *BASELINES]),
     }
-    table = predictions.to_csv(index=False, float_format="%.7g", lineterminator="\n")
-    write_atomically(output_predictions, table.encode())
-    write_atomically(output_metrics, (json.dumps(metrics, indent=1) + "\n").encode())
+    table = io.BytesIO()
+    packed = {"method": "gzip", "compresslevel": 6, "mtime": 0}
+    predictions.to_csv(table, index=False, float_format="%.6g", lineterminator="\n", compression=packed)
+    write_atomically(output_predictions, table.getvalue())
+    write_atomically(output_metrics, (json.dumps(found, indent=1) + "\n").encode())
 
 
 def _read_split(path: Path) -> dict[str, Any]:
@@ -93,63 +101,32 @@ def _read_split(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path}: not a readable split ({error}); rerun `defectnet train`") from None
 
 
-def _table(data: Dataset, test: Samples, predicted: dict[str, np.ndarray], about: dict[str, Any]) -> pd.DataFrame:
+def _table(
+    data: Dataset, test: Samples, training: Samples, answers: dict[str, tuple[np.ndarray, np.ndarray]]
+) -> pd.DataFrame:
     """One line per spectrum and candidate."""
     spectrum, element = np.nonzero(test.candidates)
     row, host = test.row[spectrum], test.host[spectrum]
-    return pd.DataFrame(
-        {
-            "spectrum": [data.spectra.id[i] for i in row],
-            "host": [data.hosts.id[i] for i in host],
-            "formula": [data.hosts.formula[i] for i in host],
-            "fidelity": [data.spectra.fidelity[i] for i in row],
-            "split": about["split"],
-            "repeat": about["repeat"],
-            "element": [chemical_symbols[z + 1] for z in element],
-            "true": test.targets[spectrum, element],
-            **{name: values[spectrum, element] for name, values in predicted.items()},
-        }
-    )
-
-
-def score(predictions: pd.DataFrame, model: str) -> dict[str, Any]:
-    """Metrics of one model over a table of predictions.
-
-    - ``rmse_at_percent``, ``mae_at_percent``, ``r2`` over all masked entries, absent candidates included;
-      ``rmse_interval_at_percent`` is a 90 % bootstrap interval over hosts (None for fewer than three).
-    - ``average_precision``, ``auroc``: does a higher prediction mean that the dopant is present?
-    - ``false_positive_rate_at_threshold``: share of absent candidates predicted at or above 0.2 at.%
-    - ``false_positive_rate_at_90_recall``: the same at the threshold that finds 90 % of the present dopants
-
-    Quantities without a definition (one class only, equal truths) are None.
-    """
-    true, predicted = predictions["true"].to_numpy(float), predictions[model].to_numpy(float)
-    error = predicted - true
-    present = true > 0
-    both = present.any() and not present.all()
-    threshold = np.quantile(predicted[present], 1 - RECALL, method="lower") if present.any() else np.nan
-    return {
-        "rmse_at_percent": 100 * float(np.sqrt(np.mean(error**2))),
-        "rmse_interval_at_percent": _bootstrap(error, predictions["host"].to_numpy()),
-        "mae_at_percent": 100 * float(np.mean(np.abs(error))),
-        "r2": float(r2_score(true, predicted)) if np.ptp(true) > 0 else None,
-        "average_precision": float(average_precision_score(present, predicted)) if both else None,
-        "auroc": float(roc_auc_score(present, predicted)) if both else None,
-        "false_positive_rate_at_threshold": float(np.mean(predicted[~present] >= PRESENCE_THRESHOLD)) if both else None,
-        "false_positive_rate_at_90_recall": float(np.mean(predicted[~present] >= threshold)) if both else None,
-        "n_entries": len(predictions),
-        "n_spectra": int(predictions["spectrum"].nunique()),
-        "n_hosts": int(predictions["host"].nunique()),
+    symbols = chemical_symbols[1 : MAX_Z + 1]
+    replaces = [replaced.get(symbol, "") for replaced in data.hosts.replaces for symbol in symbols]
+    columns = {
+        "spectrum": _text(data.spectra.id, row),
+        "host": _text(data.hosts.id, host),
+        "formula": _text(data.hosts.formula, host),
+        "fidelity": _text(data.spectra.fidelity, row),
+        "element": _text(symbols, element),
+        "replaces": _text(replaces, host * MAX_Z + element),
+        "seen": (training.targets > 0).any(axis=0)[element],
+        "true": test.targets[spectrum, element],
     }
+    for name, (concentrations, presence) in answers.items():
+        columns[name] = concentrations[spectrum, element]
+        if not np.array_equal(presence, concentrations):
+            columns[f"{name}_presence"] = presence[spectrum, element]
+    return pd.DataFrame(columns)
 
 
-def _bootstrap(error: np.ndarray, hosts: np.ndarray) -> list[float] | None:
-    """Bounds in at.% of the RMSE under resampling of whole hosts: spectra of one host are no independent evidence."""
-    _, member = np.unique(hosts, return_inverse=True)
-    squares, counts = np.bincount(member, error**2), np.bincount(member)
-    n = len(counts)
-    if n < 3:
-        return None
-    draws = np.random.default_rng(BOOTSTRAP_SEED).integers(n, size=(BOOTSTRAP_DRAWS, n))
-    rmse = 100 * np.sqrt(squares[draws].sum(axis=1) / counts[draws].sum(axis=1))
-    return [float(bound) for bound in np.percentile(rmse, INTERVAL)]
+def _text(names: Sequence[str], index: np.ndarray) -> pd.Categorical:
+    """``names[index]``, each name stored once: predictions repeat them millions of times."""
+    codes, categories = pd.factorize(np.array(names, dtype=object))
+    return pd.Categorical.from_codes(codes[index], categories)
