@@ -353,7 +353,12 @@ def evaluate(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     settings = load_config(config)
     layout = Layout(Path(settings.run.results))
-    score(layout.dataset, layout.models(settings.training.repeats), layout.metrics, layout.predictions)
+    score(
+        layout.dataset,
+        layout.models(settings.training.splits, settings.training.repeats),
+        layout.metrics,
+        layout.predictions,
+    )
     log.info("wrote %s and %s", layout.metrics, layout.predictions)
 
 
@@ -364,7 +369,7 @@ def figures(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     settings = load_config(config)
     layout = Layout(Path(settings.run.results))
-    histories = [model / "history.csv" for model in layout.models(settings.training.repeats)]
+    histories = [model / "history.csv" for model in layout.models(settings.training.splits, settings.training.repeats)]
     draw(layout.dataset, layout.metrics, layout.predictions, histories, layout.figures)
 
 

@@ -246,12 +246,18 @@ class Training(Block):
     learning_rate: float = Field(5e-4, gt=0, description="Adam step size.")
     validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
     test_fraction: float = Field(0.2, gt=0, lt=0.5, description="Share of hosts (or rows) held out for the test.")
+    splits: list[Literal["host", "row", "configuration", "element"]] = Field(
+        ["host", "row"],
+        min_length=1,
+        description="What is tested: new hosts; spectra dealt out one by one; relaxed known hosts; new dopants.",
+    )
     repeats: int = Field(
         3, ge=1, le=50, description="Train/test splits per kind; successive ones test other hosts, metrics pool them."
     )
     distractor_probability: float = Field(
         0.5, ge=0, le=1, description="Chance that an absent candidate stays in the mask of a training sample."
     )
+    members: int = Field(1, ge=1, le=20, description="Networks that are trained alike; their answers are averaged.")
     resolution_bins: float = Field(
         2.0, ge=0, description="preset response: training spectra are blurred by Gaussians of up to this width."
     )

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 RECORD_STAGES = ("library", "relax", "phonons", "superposed")
 """Stages whose results are records; each has a manifest per batch."""
 
-SPLITS = ("host", "row")
-"""Kinds of train/test split that every run trains and reports."""
-
 FIGURES = ("spectra", "parity", "umap", "training", "quality", "fidelity", "hosts")
 """Names of the figures of the report."""
-
 
 COSTS_FILE = Path("config/costs.json")
 """What things cost, learned from runs with 7net-0; `defectnet costs` makes one from your own."""
@@ -53,9 +50,9 @@ class Layout:
         """Directory of one trained network."""
         return self.results / "models" / f"{split}-{repeat}"
 
-    def models(self, repeats: int) -> list[Path]:
+    def models(self, splits: Sequence[str], repeats: int) -> list[Path]:
         """Directories of all networks that a run trains."""
-        return [self.model(split, repeat) for split in SPLITS for repeat in range(repeats)]
+        return [self.model(split, repeat) for split in splits for repeat in range(repeats)]
 
     @property
     def metrics(self) -> Path:

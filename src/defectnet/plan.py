@@ -82,7 +82,8 @@ def plan(config: Config, hosts: Sequence[Host], layout: Layout, costs: Costs) ->
     def single(rule: str, path: Path) -> RulePlan:
         return light(rule, int(not path.exists()), int(path.exists()))
 
-    trained = [(model / "checkpoint.pt").exists() for model in layout.models(config.training.repeats)]
+    models = layout.models(config.training.splits, config.training.repeats)
+    trained = [(model / "checkpoint.pt").exists() for model in models]
     return CampaignPlan(
         config.run.name,
         len(hosts),

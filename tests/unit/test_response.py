@@ -9,7 +9,15 @@ import torch
 from defectnet.config import Training
 from defectnet.dataset.samples import Responses, Samples
 from defectnet.models.response import LEVELS, PROPERTIES, Question, ResponseNet, candidate_properties
-from defectnet.training.recipes import ResponseRecipe, blurred, disturbed, in_candidates, predict
+from defectnet.training.recipes import (
+    Prediction,
+    ResponseRecipe,
+    blurred,
+    disturbed,
+    in_candidates,
+    interval_widths,
+    predict,
+)
 
 HOSTS, CANDIDATES, BINS = 12, 5, 60
 DOPANTS = np.array([4, 12, 30, 32, 50])  # B, Al, Ga, As, Sb: indices Z - 1
@@ -130,8 +138,7 @@ def test_a_new_network_is_non_negative_least_squares(world):
     model = ResponseNet(BINS).eval()
     with torch.no_grad():
         model.unmixing.log_ridge.fill_(-14.0)
-    concentration, _, _ = predict(model, linear, responses, "library")
-    off = (concentration - samples.targets)[samples.candidates]
+    off = (predict([model], linear, responses, "library").concentration - samples.targets)[samples.candidates]
     assert np.abs(off).max() < 0.01  # 0.02 softplus(-3) is added to start from
     assert np.sqrt(np.mean(off**2)) < 2e-3
 
@@ -182,10 +189,10 @@ def test_it_learns_and_knowledge_helps(world):
             optimizer.step()
     error = {}
     for level in LEVELS:
-        concentration, presence, expected = predict(model.eval(), test, responses, level)
-        off = (concentration - test.targets)[test.candidates]
+        told = predict([model.eval()], test, responses, level)
+        off = (told.concentration - test.targets)[test.candidates]
         error[level] = np.sqrt(np.mean(off**2))
-        assert ((presence >= 0) & (presence <= 1)).all() and (expected[test.candidates] > 0).all()
+        assert ((told.presence >= 0) & (told.presence <= 1)).all() and (told.error[test.candidates] > 0).all()
     spread = test.targets[test.candidates].std()
     assert error["library"] < 0.25 * spread
     assert error["library"] <= error["mass_only"] < 0.8 * spread
@@ -199,5 +206,49 @@ def test_levels_are_capped_by_what_is_known(world):
     some, model = samples[np.arange(0, 40, 7)], shaken()
     for level in LEVELS:
         np.testing.assert_allclose(
-            predict(model, some, nothing, level)[0], predict(model, some, responses, "none")[0], atol=1e-6
+            predict([model], some, nothing, level).concentration,
+            predict([model], some, responses, "none").concentration,
+            atol=1e-6,
         )
+
+
+def test_networks_that_disagree_expect_larger_errors(world):
+    samples, responses = world
+    some, one, other = samples[np.arange(0, 40, 7)], shaken(), shaken()
+    with torch.no_grad():
+        other.head[-1].bias[1] += 3
+    apart = [predict([model], some, responses, "library") for model in (one, other)]
+    both = predict([one, other], some, responses, "library")
+    asked = some.candidates
+    np.testing.assert_allclose(both.concentration, (apart[0].concentration + apart[1].concentration) / 2, atol=1e-6)
+    spread = np.abs(apart[0].concentration - apart[1].concentration) / 2
+    mean = (apart[0].error + apart[1].error) / 2
+    np.testing.assert_allclose(both.error[asked] ** 2, (mean**2 + spread**2)[asked], rtol=1e-3)
+
+
+@pytest.mark.parametrize("coverage", [0.5, 0.9])
+def test_intervals_cover_hosts_that_were_not_used(coverage):
+    """Hosts differ in how wrong they are; over many hosts the share of truths inside is what was asked for."""
+    rng = np.random.default_rng(3)
+
+    def world_of(hosts):
+        host = np.repeat(np.arange(hosts), 30)
+        wrong = rng.lognormal(0, 0.7, hosts)[host]
+        truth = np.zeros((len(host), 56), np.float32)
+        asked = np.zeros((len(host), 56), bool)
+        asked[:, 5] = True
+        truth[:, 5] = rng.uniform(0.01, 0.1, len(host))
+        told = truth + asked * (0.01 * wrong * rng.normal(size=len(host)))[:, None]
+        nothing = np.zeros((len(host), 1), np.float32)
+        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth)
+        return samples, Prediction(told, told, np.where(asked, 0.01, 0), nothing[:, 0])
+
+    covered = []
+    for _ in range(60):
+        samples, prediction = world_of(20)
+        width = interval_widths(prediction, samples, coverage)
+        others, judged = world_of(20)
+        off = np.abs(judged.concentration - others.targets)[:, 5]
+        covered.append(np.mean(off <= width * (judged.error[:, 5] + 1e-4)))
+    assert np.mean(covered) == pytest.approx(coverage + 0.5 * coverage / 20, abs=0.035)
+    assert np.mean(covered) >= coverage - 0.01

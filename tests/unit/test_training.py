@@ -2,12 +2,13 @@
 
 import json
 import logging
+from itertools import chain
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import make_dataset, supercell_modes
+from synthetic import make_dataset, responses, spectra, supercell_modes
 
 from defectnet.config import Spectra, Training
 from defectnet.dataset.samples import Axis, host_edges, intensity, load_samples
@@ -17,6 +18,7 @@ from defectnet.elements import element_amounts
 from defectnet.errors import InputError, RecordError
 from defectnet.models.baselines import BASELINES
 from defectnet.models.defectnet import count_parameters
+from defectnet.models.response import LEVELS
 from defectnet.phonons.pdos import bin_centers, pdos
 from defectnet.training import fit
 from defectnet.training.evaluate import evaluate
@@ -56,12 +58,13 @@ def test_run_directory(dataset, runs):
     assert list(history["epoch"]) == [1, 2, 3, 4]
     checkpoint = fit.load_checkpoint(runs[0] / "checkpoint.pt")
     best = history.loc[history["validation_rmse_at_percent"].idxmin()]
-    assert checkpoint.about["best_epoch"] == best["epoch"]
-    assert checkpoint.about["validation_rmse_at_percent"] == pytest.approx(best["validation_rmse_at_percent"])
+    assert checkpoint.about["best_epochs"] == [best["epoch"]]
+    assert checkpoint.about["validation_rmse_at_percent"] == pytest.approx([best["validation_rmse_at_percent"]])
     assert checkpoint.about["potentials"] == ["springs"]
     assert checkpoint.axis == Axis("host", 100, 0.0)
-    assert count_parameters(checkpoint.model) == 238_456
-    assert not checkpoint.model.training
+    (model,) = checkpoint.models
+    assert count_parameters(model) == 238_456
+    assert not model.training
     content = torch.load(runs[0] / "checkpoint.pt", weights_only=True)
     assert isinstance(content["vocabulary"], list)
 
@@ -105,7 +108,7 @@ def interrupted(dataset, output, monkeypatch, settings=SETTINGS, after=2):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(fit.DefectNet, "predict", killed)
         fit.train(dataset, settings, "host", 0, SEED, output)
-    assert set(contents(output)) == {"last.pt"}
+    assert set(contents(output)) == {"member-0.pt"}
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(dataset, runs, tmp_path, monkeypatch, caplog):
@@ -122,7 +125,7 @@ def test_state_of_other_settings_or_damaged_is_not_resumed(dataset, runs, tmp_pa
     fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
     assert "other data or settings" in caplog.text
     assert contents(tmp_path) == contents(runs[0])
-    (tmp_path / "last.pt").write_bytes(b"PK\x03\x04 half a file")
+    (tmp_path / "member-0.pt").write_bytes(b"PK\x03\x04 half a file")
     fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
     assert "not a readable checkpoint" in caplog.text
     assert contents(tmp_path) == contents(runs[0])
@@ -144,7 +147,7 @@ def test_damaged_checkpoints_are_refused(runs, tmp_path):
         torch.save(foreign, damaged)
         with pytest.raises(RecordError, match="not a checkpoint of this version"):
             fit.load_checkpoint(damaged)
-    torch.save(fit.load_checkpoint(runs[0] / "checkpoint.pt").model, damaged)  # a pickle that could run code
+    torch.save(fit.load_checkpoint(runs[0] / "checkpoint.pt").models[0], damaged)  # a pickle that could run code
     with pytest.raises(RecordError, match="not a readable checkpoint"):
         fit.load_checkpoint(damaged)
     with pytest.raises(InputError, match="no such checkpoint"):
@@ -187,8 +190,8 @@ def test_predictions_cover_the_test_parts(dataset, runs, evaluated):
 def test_models_answer_once_at_each_level_where_answers_differ(evaluated):
     table = pd.read_csv(evaluated[1])
     levels = {model: set(table["level"][table[model].notna()]) for model in ("published", *BASELINES)}
-    once = dict.fromkeys(("published", "trees", "ridge", "mean"), {"none"})
-    assert levels == once | {"nnls": {"library", "mass_only"}}
+    once = {model: {"none"} for model in ("published", "trees", "ridge", "mean")}
+    assert levels == {**once, "nnls": {"library", "mass_only"}}
 
 
 def test_elements_of_the_training_part_are_told(dataset, runs, evaluated):
@@ -250,6 +253,27 @@ def test_metrics_are_deterministic_and_pooled(dataset, runs, evaluated, tmp_path
     assert low <= pooled["rmse_at"] <= high
 
 
+def test_network_that_knows_responses(tmp_path):
+    """Its presence and intervals are scored at each level, beside least squares that knows the same responses."""
+    formulas = FORMULAS[:3]
+    make_dataset(tmp_path / "d.h5", formulas, 4, spectra=chain(spectra(formulas, 4, 1), responses(formulas, 1)))
+    fit.train(tmp_path / "d.h5", Training(preset="response", epochs=1), "host", 0, SEED, tmp_path)
+    evaluate(tmp_path / "d.h5", [tmp_path], tmp_path / "m.json", tmp_path / "p.csv.gz")
+    scores = json.loads((tmp_path / "m.json").read_text())["splits"]["host"]
+    assert {level: scores["response"][level]["n"] for level in LEVELS} == dict.fromkeys(
+        LEVELS, scores["mean"]["none"]["n"]
+    )
+    table = pd.read_csv(tmp_path / "p.csv.gz")
+    assert table["response_presence"].between(0, 1).all()
+    for level in LEVELS:
+        part = table[table["level"] == level]
+        covered = (part["response"] - part["true"]).abs() <= part["response_width"]
+        assert scores["response"][level]["coverage_90"] == pytest.approx(covered.mean())
+    assert scores["nnls"]["library"]["coverage_90"] is None
+    # The library is that of the very crystals, with one atom in eight replaced.
+    assert scores["nnls"]["library"]["rmse_at"] < scores["mean"]["none"]["rmse_at"]
+
+
 def test_metrics_follow_from_the_predictions(evaluated):
     scores = json.loads(evaluated[0].read_text())["splits"]
     again = metrics(pd.read_csv(evaluated[1]), ["published", *BASELINES])
@@ -308,7 +332,7 @@ def test_predict(runs):
 def test_predict_on_the_absolute_axis(dataset, tmp_path):
     settings = SETTINGS.model_copy(update={"preset": "absolute", "epochs": 1})
     path = fit.train(dataset, settings, "host", 0, SEED, tmp_path)
-    assert fit.load_checkpoint(path).model.config["bins"] == 140
+    assert fit.load_checkpoint(path).models[0].config["bins"] == 140
     assert list(predict(path, columns("Si"), columns("Si", {0: "Ge"}), "Si", ["Ge"])) == ["Ge"]
 
 

@@ -12,7 +12,7 @@ from defectnet.batches import assign
 from defectnet.config import parse_config, write_config
 from defectnet.errors import DefectnetError
 from defectnet.hosts.sheet import read_sheet
-from defectnet.layout import FIGURES, RECORD_STAGES, SPLITS, Layout
+from defectnet.layout import FIGURES, RECORD_STAGES, Layout
 from defectnet.records import withdraw_stale_manifests
 
 try:
@@ -30,6 +30,7 @@ except DefectnetError as error:
 # What determines a potential's numbers.
 POTENTIAL = CONFIG.potential.model_dump_json(include={"name", "model", "modality", "checkpoint", "dtype"})
 
+MODELS = LAYOUT.models(CONFIG.training.splits, CONFIG.training.repeats)
 BATCHES = assign(list(HOSTS.values()), CONFIG)
 
 # Without conda, the main environment is the one that Snakemake runs in, and the configuration names the potential's.
@@ -40,7 +41,7 @@ POTENTIAL_ENV = MAIN_ENV if CONFIG.potential.name == "analytic" else f"../../env
 
 wildcard_constraints:
     batch="[^/]+",
-    split="|".join(SPLITS),
+    split="|".join(CONFIG.training.splits),
     repeat=r"\d+",
 
 

@@ -4,7 +4,7 @@ rule figures:
         dataset=LAYOUT.dataset,
         metrics=LAYOUT.metrics,
         predictions=LAYOUT.predictions,
-        histories=[model / "history.csv" for model in LAYOUT.models(CONFIG.training.repeats)],
+        histories=[model / "history.csv" for model in MODELS],
     output:
         [
             report(LAYOUT.figure(name), category="Figures", caption=f"../report/{name}.rst", labels={"figure": name})

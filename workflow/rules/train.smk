@@ -20,7 +20,7 @@ rule train:
         config=config_file,
         limits=limits,
         seed=CONFIG.run.seed,
-        settings=CONFIG.training.model_dump_json(exclude={"repeats"}),
+        settings=CONFIG.training.model_dump_json(exclude={"splits", "repeats"}),
     message:
         "Train DefectNet, split by {wildcards.split}, repeat {wildcards.repeat}"
     shell:
@@ -31,7 +31,7 @@ rule train:
 rule evaluate:
     input:
         dataset=LAYOUT.dataset,
-        models=[model / "checkpoint.pt" for model in LAYOUT.models(CONFIG.training.repeats)],
+        models=[model / "checkpoint.pt" for model in MODELS],
     output:
         metrics=report(LAYOUT.metrics, category="Results", caption="../report/metrics.rst"),
         predictions=LAYOUT.predictions,

@@ -1,10 +1,9 @@
 """What a network has to beat, without any deep learning.
 
-All share one interface, which trained networks have too: built from the training samples and the responses of all
-hosts, ``predict(samples, responses, level)`` gives concentrations [n, 56] as fractions and scores of presence [n, 56],
-higher where a dopant is more likely there; both are zero outside ``samples.candidates``. Here the score of presence is
-the concentration itself. ``levels`` are those of :data:`~defectnet.models.response.LEVELS` at which answers differ:
-mean, ridge and trees know no responses, so they answer at level ``none`` only.
+All share one interface: built from the training samples and the responses of all hosts, ``predict(samples, responses,
+level)`` gives an :class:`Estimate`, in which the score of presence is the concentration itself. ``levels`` are those of
+:data:`~defectnet.models.response.LEVELS` at which answers differ: mean, ridge and trees know no responses, so they
+answer at level ``none`` only.
 
 They learn from masked entries only, with all candidates of a host in the mask, and see spectra on the absolute axis.
 """
@@ -14,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from functools import partial
 from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import nnls
@@ -44,6 +44,19 @@ CHOICE_SAMPLES = 600
 SEED = 0
 
 
+class Estimate(NamedTuple):
+    """What a model says about n spectra; zero outside ``samples.candidates``.
+
+    concentrations : [n, 56] fractions
+    presence       : [n, 56] scores, higher where a dopant is more likely there
+    width          : [n, 56] half width of a 90 % interval, fractions; None of a model that gives no intervals
+    """
+
+    concentrations: np.ndarray
+    presence: np.ndarray
+    width: np.ndarray | None = None
+
+
 class Baseline(ABC):
     """Interface of all baselines, see the module's description."""
 
@@ -57,10 +70,10 @@ class Baseline(ABC):
     def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
         """Concentrations [n, 56] as fractions."""
 
-    def predict(self, samples: Samples, responses: Responses, level: str) -> tuple[np.ndarray, np.ndarray]:
-        """Concentrations [n, 56] as fractions, and scores of presence [n, 56]."""
+    def predict(self, samples: Samples, responses: Responses, level: str) -> Estimate:
+        """Answers about all candidates of ``samples``."""
         values = self.concentrations(samples, responses, level)
-        return values, values
+        return Estimate(values, values)
 
 
 class Mean(Baseline):

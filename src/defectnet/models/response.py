@@ -72,6 +72,7 @@ class Answer:
     concentration : fraction of sites, not negative
     presence      : logit that the concentration is not zero
     log_error     : logarithm of the expected error of the concentration in at.%
+    foreign       : [n] logit that the spectrum holds a dopant that is not asked about
     unmixed       : concentration by the least squares alone
     residual      : [n, B] what the least squares leaves of the doped - pristine difference
     """
@@ -79,6 +80,7 @@ class Answer:
     concentration: Tensor
     presence: Tensor
     log_error: Tensor
+    foreign: Tensor
     unmixed: Tensor
     residual: Tensor
 
@@ -206,6 +208,7 @@ class ResponseNet(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
+        self.whole = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
     def forward(self, question: Question) -> Answer:
         """See :class:`Question` and :class:`Answer`."""
@@ -240,24 +243,25 @@ class ResponseNet(nn.Module):
         whole = self.spectrum(torch.stack([question.pristine, difference, residual], dim=1))
         tokens = torch.cat([whole[:, None], tokens], dim=1)
         hidden = functional.pad(~mask, (1, 0))
-        tokens = self.judge(tokens, src_key_padding_mask=hidden)[:, 1:]
-        gate, amount, presence, log_error = self.head(tokens).unbind(dim=-1)
+        tokens = self.judge(tokens, src_key_padding_mask=hidden)
+        gate, amount, presence, log_error = self.head(tokens[:, 1:]).unbind(dim=-1)
         # Starts as the least squares; the second term can add what that misses.
         concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 3)
         return Answer(
             concentration=concentration * mask,
             presence=presence * mask,
             log_error=log_error * mask,
+            foreign=self.whole(tokens[:, 0]).squeeze(1),
             unmixed=unmixed * mask,
             residual=residual,
         )
 
 
-def loss(answer: Answer, concentration: Tensor, mask: Tensor) -> Tensor:
-    """What training minimises, for true concentrations [n, K] (fractions).
+def loss(answer: Answer, concentration: Tensor, mask: Tensor, foreign: Tensor) -> Tensor:
+    """What training minimises, for true concentrations [n, K] (fractions) and whether something is ``foreign`` [n].
 
     Squared errors of the answer and, less, of the least squares; errors of square roots, which count at low
-    concentration, where detection matters; the cross entropy of presence; and the likelihood of the errors.
+    concentration, where detection matters; cross entropies of presence; and the likelihood of the errors.
     """
     count = mask.sum().clamp(min=1)
     off = PERCENT / 10 * (answer.concentration - concentration)
@@ -270,4 +274,5 @@ def loss(answer: Answer, concentration: Tensor, mask: Tensor) -> Tensor:
     likelihood = answer.log_error + error * torch.exp(-answer.log_error)  # Laplace
     terms = off**2 + 0.2 * functional.huber_loss(unmixed, torch.zeros_like(unmixed), reduction="none")
     terms = terms + 5 * roots**2 + 0.05 * present + 0.01 * likelihood
-    return (terms * mask).sum() / count
+    strange = functional.binary_cross_entropy_with_logits(answer.foreign, foreign.float())
+    return (terms * mask).sum() / count + 0.05 * strange

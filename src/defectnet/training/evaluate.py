@@ -19,11 +19,12 @@ from defectnet.dataset.splits import without_unseen
 from defectnet.elements import MAX_Z
 from defectnet.errors import RecordError
 from defectnet.files import write_atomically
-from defectnet.models.baselines import BASELINE_AXIS, BASELINES
+from defectnet.models.baselines import BASELINE_AXIS, BASELINES, Estimate
 from defectnet.models.defectnet import count_parameters
 from defectnet.models.response import LEVELS
-from defectnet.training.fit import load_checkpoint
+from defectnet.training.fit import Checkpoint, load_checkpoint
 from defectnet.training.metrics import metrics
+from defectnet.training.recipes import ERROR_FLOOR
 
 
 class Predictor(Protocol):
@@ -32,8 +33,23 @@ class Predictor(Protocol):
     axis: Axis
     levels: tuple[str, ...]
 
-    def predict(self, samples: Samples, responses: Responses, level: str) -> tuple[np.ndarray, np.ndarray]:
-        """Concentrations [n, 56] as fractions, and scores of presence [n, 56]."""
+    def predict(self, samples: Samples, responses: Responses, level: str) -> Estimate:
+        """Answers about all candidates of ``samples``."""
+
+
+class Network:
+    """The networks of a checkpoint as a :class:`Predictor`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.axis, self.levels = checkpoint, checkpoint.axis, checkpoint.levels
+
+    def predict(self, samples: Samples, responses: Responses, level: str) -> Estimate:
+        """See :class:`Predictor`."""
+        told = self.checkpoint.predict(samples, responses, level)
+        if level not in self.checkpoint.intervals:
+            return Estimate(told.concentration, told.concentration)
+        width = self.checkpoint.intervals[level] * (told.error + ERROR_FLOOR)
+        return Estimate(told.concentration, told.presence, width)
 
 
 def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, output_predictions: Path) -> None:
@@ -42,10 +58,11 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
     The mask of a test spectrum is the full candidate list of its host, always; the baselines learn from the training
     part of the same split. Predictions (CSV, compressed by gzip) have one line per spectrum, element of the mask, run
     and level of knowledge: spectrum, host, formula, fidelity, element, replaces, seen (whether a training spectrum
-    holds the element), true, split, repeat, level, and by model concentrations as fractions and, where these are not
-    the same, scores of presence (``<model>_presence``); empty where a model does not answer at a level. Metrics
-    (JSON): ``splits`` as :func:`~defectnet.training.metrics.metrics` describes, ``dataset_digest``, and the number of
-    ``parameters`` of each network.
+    holds the element), true, split, repeat, level, and by model concentrations as fractions, scores of presence
+    (``<model>_presence``) where these are not the same, and half widths of 90 % intervals (``<model>_width``) where it
+    gives any; empty where a model does not answer at a level. Metrics (JSON): ``splits`` as
+    :func:`~defectnet.training.metrics.metrics` describes, ``dataset_digest``, and the number of ``parameters`` of each
+    kind of network.
 
     Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged.
     """
@@ -64,13 +81,13 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
             about = checkpoint.about
             if about["dataset_digest"] != data.digest:
                 raise RecordError(f"{directory}: trained on another dataset than {dataset}; rerun `defectnet train`")
-            parameters[checkpoint.network] = count_parameters(checkpoint.model)
+            parameters[checkpoint.network] = sum(map(count_parameters, checkpoint.models))
             parts = _read_split(directory / "split.json")
             training, test = (
                 np.array([place[name] for name in parts[part]["spectra"]], dtype=int) for part in ("train", "test")
             )
             known = without_unseen(samples[training]) if about["split"] == "element" else samples[training]
-            predictors: dict[str, Predictor] = {checkpoint.network: checkpoint}
+            predictors: dict[str, Predictor] = {checkpoint.network: Network(checkpoint)}
             predictors |= {name: baseline(known, responses) for name, baseline in BASELINES.items()}
             for level in LEVELS:
                 answers = {}
@@ -101,9 +118,7 @@ def _read_split(path: Path) -> dict[str, Any]:
         raise RecordError(f"{path}: not a readable split ({error}); rerun `defectnet train`") from None
 
 
-def _table(
-    data: Dataset, test: Samples, training: Samples, answers: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> pd.DataFrame:
+def _table(data: Dataset, test: Samples, training: Samples, answers: dict[str, Estimate]) -> pd.DataFrame:
     """One line per spectrum and candidate."""
     spectrum, element = np.nonzero(test.candidates)
     row, host = test.row[spectrum], test.host[spectrum]
@@ -119,10 +134,12 @@ def _table(
         "seen": (training.targets > 0).any(axis=0)[element],
         "true": test.targets[spectrum, element],
     }
-    for name, (concentrations, presence) in answers.items():
-        columns[name] = concentrations[spectrum, element]
-        if not np.array_equal(presence, concentrations):
-            columns[f"{name}_presence"] = presence[spectrum, element]
+    for name, answer in answers.items():
+        columns[name] = answer.concentrations[spectrum, element]
+        if answer.presence is not answer.concentrations:
+            columns[f"{name}_presence"] = answer.presence[spectrum, element]
+        if answer.width is not None:
+            columns[f"{name}_width"] = answer.width[spectrum, element]
     return pd.DataFrame(columns)
 
 

@@ -1,7 +1,7 @@
 """Training: one network on one split, reproducible to the bit and resumable after a kill.
 
 A run directory holds ``checkpoint.pt`` (best validation weights and all that prediction needs), ``history.csv`` and
-``split.json``; while training lasts, ``last.pt`` holds the state to continue from.
+``split.json``; while training lasts, ``member-K.pt`` hold the states to continue from.
 """
 
 from __future__ import annotations
@@ -28,36 +28,49 @@ from defectnet import __version__
 from defectnet.config import Spectra, Training
 from defectnet.dataset.samples import Axis, Responses, Samples, load_responses, load_samples
 from defectnet.dataset.schema import Dataset
-from defectnet.dataset.splits import Split, host_groups, split
+from defectnet.dataset.splits import Split, host_groups, split, without_unseen
 from defectnet.errors import InputError, RecordError
 from defectnet.files import write_atomically
-from defectnet.models.defectnet import DefectNet, count_parameters
+from defectnet.models.defectnet import DefectNet
 from defectnet.models.response import LEVELS, ResponseNet
 from defectnet.seeds import generator
 from defectnet.training.presets import NETWORKS, PRESETS
-from defectnet.training.recipes import PublishedRecipe, Recipe, ResponseRecipe, predict
+from defectnet.training.recipes import (
+    Prediction,
+    PublishedRecipe,
+    Recipe,
+    ResponseRecipe,
+    interval_widths,
+    predict,
+)
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT_FORMAT = 2
 SAVE_INTERVAL_s = 20.0
-"""Least time between two saves of ``last.pt``: a killed training loses no more than this and one epoch."""
+"""Least time between two saves of a state: a killed training loses no more than this and one epoch."""
 
-HISTORY_COLUMNS = ("split", "repeat", "epoch", "train_rmse_at_percent", "validation_rmse_at_percent")
+COVERAGE = 0.9
+"""Of the intervals in a checkpoint."""
+
+HISTORY_COLUMNS = ("split", "repeat", "member", "epoch", "train_rmse_at_percent", "validation_rmse_at_percent")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained network and what is needed to use it.
 
-    network, model : key of :data:`~defectnet.training.presets.NETWORKS`; that in evaluation mode, on the CPU
+    network   : key of :data:`~defectnet.training.presets.NETWORKS`
+    models    : one or several of these, trained alike, in evaluation mode, on the CPU
+    intervals : by level of knowledge, how many expected errors wide a 90 % interval is on either side
     axis, edges_meV, spectra : energy axis of its input; the dataset's grid and settings, used by the absolute axis
     vocabulary : symbols that the training data could contain
     about : plain values: split, repeat, seed, training settings, dataset digest, potentials, best epoch, version
     """
 
     network: str
-    model: DefectNet | ResponseNet
+    models: list[DefectNet | ResponseNet]
+    intervals: dict[str, float]
     axis: Axis
     edges_meV: np.ndarray
     spectra: Spectra
@@ -69,13 +82,13 @@ class Checkpoint:
         """Levels of knowledge between which the network's answers differ."""
         return LEVELS if self.network == "response" else ("none",)
 
-    def predict(self, samples: Samples, responses: Responses, level: str) -> tuple[np.ndarray, np.ndarray]:
-        """Concentrations (fractions) and scores of presence, [n, 56], of all candidates of the samples' hosts."""
+    def predict(self, samples: Samples, responses: Responses, level: str) -> Prediction:
+        """Of the candidates of ``samples``. A published network knows neither presence nor error: both are NaN."""
         if self.network == "response":
-            concentration, presence, _ = predict(self.model, samples, responses, level)
-            return concentration, presence
-        concentration = self.model.predict(samples)
-        return concentration, concentration
+            return predict(self.models, samples, responses, level)
+        concentration = np.mean([model.predict(samples) for model in self.models], axis=0)
+        nothing = np.full(concentration.shape, np.nan)
+        return Prediction(concentration, nothing, nothing, nothing[:, 0])
 
 
 def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed: int, output: Path) -> Path:
@@ -92,12 +105,15 @@ def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed:
         samples = load_samples(data, preset.axis)
         responses = load_responses(data, preset.axis) if preset.network == "response" else None
         groups = host_groups(data.hosts)[samples.host]
-        parts = split(groups, split_kind, settings.validation_fraction, settings.test_fraction, seed, repeat)
+        parts = split(
+            groups, split_kind, settings.validation_fraction, settings.test_fraction, seed, repeat,
+            fidelity=np.array(data.spectra.fidelity)[samples.row], targets=samples.targets,
+        )  # fmt: skip
         about = {
             "split": split_kind,
             "repeat": repeat,
             "seed": seed,
-            "training": settings.model_dump(mode="json", exclude={"repeats"}),
+            "training": settings.model_dump(mode="json", exclude={"splits", "repeats"}),
             "dataset_digest": data.digest,
             "potentials": sorted(set(data.spectra.potential)),
             "defectnet_version": __version__,
@@ -111,40 +127,70 @@ def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed:
         split_text = _describe_split(data, samples, parts, about)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with _reproducible(_seed(about, "initial weights")):
-        model = NETWORKS[preset.network](bins=samples.doped.shape[1]).to(device)
-        training, validation = samples[parts.train], samples[parts.validation]
-        if responses is None:
-            recipe: Recipe = PublishedRecipe(model, training, validation, settings, device)
-        else:
-            recipe = ResponseRecipe(model, training, validation, responses, settings, device)
-        log.info(
-            "training %d parameters on %d spectra, validating on %d, testing on %d (%s)",
-            count_parameters(model), len(training), len(validation), len(parts.test), device,
-        )  # fmt: skip
-        best = _optimise(recipe, settings, output, about)
+    training, validation = samples[parts.train], samples[parts.validation]
+    if split_kind == "element":
+        training = without_unseen(training)
+    log.info(
+        "training on %d spectra, validating on %d, testing on %d (%s)",
+        len(training), len(validation), len(parts.test), device,
+    )  # fmt: skip
+    members, history = [], []
+    for member in range(settings.members):
+        own = about | {"member": member}
+        with _reproducible(_seed(own, "initial weights")):
+            model = NETWORKS[preset.network](bins=samples.doped.shape[1]).to(device)
+            if responses is None:
+                recipe: Recipe = PublishedRecipe(model, training, validation, settings, device)
+            else:
+                recipe = ResponseRecipe(model, training, validation, responses, settings, device)
+            best = _optimise(recipe, settings, output / f"member-{member}.pt", own)
+        members.append(best)
+        history += [[member, *row] for row in best["history"]]
 
     content = {
         "format": CHECKPOINT_FORMAT,
         "network": preset.network,
-        "state_dict": best["state_dict"],
+        "state_dicts": [best["state_dict"] for best in members],
         "config": model.config,
+        "intervals": {},
         **model_data,
-        "about": about | {"best_epoch": best["epoch"], "validation_rmse_at_percent": best["rmse"]},
+        "about": about
+        | {
+            "best_epochs": [best["epoch"] for best in members],
+            "validation_rmse_at_percent": [best["rmse"] for best in members],
+        },
     }
+    if responses is not None:
+        networks = _networks(content)
+        for level in LEVELS:
+            told = predict(networks, validation, responses, level)
+            content["intervals"][level] = interval_widths(told, validation, COVERAGE)
     write_atomically(output / "split.json", split_text.encode())
-    write_atomically(output / "history.csv", _history_csv(best["history"], about).encode())
+    write_atomically(output / "history.csv", _history_csv(history, about).encode())
     _save(output / "checkpoint.pt", content)
-    (output / "last.pt").unlink(missing_ok=True)
+    for member in range(settings.members):
+        (output / f"member-{member}.pt").unlink(missing_ok=True)
     return output / "checkpoint.pt"
 
 
-def _optimise(recipe: Recipe, settings: Training, output: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """The loop over epochs. Returns the best weights, their epoch and validation error, and the history."""
+def _networks(content: dict[str, Any]) -> list[DefectNet | ResponseNet]:
+    """The networks in a checkpoint, in evaluation mode."""
+    networks = []
+    for weights in content["state_dicts"]:
+        model = NETWORKS[content["network"]](**content["config"])
+        model.load_state_dict(weights)
+        networks.append(model.eval())
+    return networks
+
+
+def _optimise(recipe: Recipe, settings: Training, last: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """The loop over epochs. Returns the best weights, their epoch and validation error, and the history.
+
+    ``last`` keeps the state to go on from, also that after the last epoch, until the caller deletes it.
+    """
     model = recipe.model
     optimizer = recipe.optimizer()
     state: dict[str, Any] = {"epoch": 0, "rmse": float("inf"), "state_dict": {}, "history": []}
-    last = output / "last.pt"
     done = 0
     if resumed := _load_last(last, about):
         model.load_state_dict(resumed["model"])
@@ -176,7 +222,7 @@ def _optimise(recipe: Recipe, settings: Training, output: Path, about: dict[str,
         if validation_rmse < state["rmse"]:
             weights = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
             state.update(epoch=epoch, rmse=validation_rmse, state_dict=weights)
-        if epoch < settings.epochs and time.monotonic() - saved >= SAVE_INTERVAL_s:
+        if epoch == settings.epochs or time.monotonic() - saved >= SAVE_INTERVAL_s:
             progress = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": state, "done": epoch}
             _save(last, {"about": about, **progress})
             saved = time.monotonic()
@@ -216,7 +262,8 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 
 def _seed(about: dict[str, Any], purpose: str) -> int:
-    return int(generator(about["seed"], "train", about["split"], str(about["repeat"]), purpose).integers(2**62))
+    whose = about["split"], str(about["repeat"]), str(about["member"])
+    return int(generator(about["seed"], "train", *whose, purpose).integers(2**62))
 
 
 def _describe_split(data: Dataset, samples: Samples, parts: Split, about: dict[str, Any]) -> str:
@@ -284,11 +331,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     try:
         if content["format"] != CHECKPOINT_FORMAT:
             raise KeyError(f"format {content['format']}")
-        model = NETWORKS[content["network"]](**content["config"])
-        model.load_state_dict(content["state_dict"])
         return Checkpoint(
             network=content["network"],
-            model=model.eval(),
+            models=_networks(content),
+            intervals=content["intervals"],
             axis=Axis(**content["axis"]),
             edges_meV=np.array(content["edges_meV"]),
             spectra=Spectra(**content["spectra"]),

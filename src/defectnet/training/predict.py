@@ -71,7 +71,7 @@ def predict(
         candidates=mask,
         targets=np.zeros(mask.shape, dtype=np.float32),
     )
-    fractions = trained.model.predict(samples)[0][mask[0]]
+    fractions = trained.models[0].predict(samples)[0][mask[0]]
     by_number = dict(zip(np.flatnonzero(mask[0]), fractions, strict=True))
     return {symbol: float(by_number[int(element_vector({symbol: 1.0}).argmax())]) for symbol in asked}
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from defectnet.config import Training
 from defectnet.dataset.samples import Responses, Samples, sample_mask
@@ -17,6 +18,12 @@ from defectnet.models.response import LEVELS, Question, ResponseNet, candidate_p
 
 HOSTS_PER_STEP = 8
 """Responses are corrected once per host and step, so a step takes many spectra of few hosts."""
+
+HIDDEN_CHANCE = 0.15
+"""How often a dopant that is there is not asked about, so that the network learns to notice."""
+
+ERROR_FLOOR = 1e-4
+"""Added to expected errors (fractions), so that a certain network is not infinitely certain."""
 
 LEVEL_CHANCES = (0.5, 0.25, 0.25)
 """How often training knows the responses from the library, from masses, or not at all."""
@@ -156,6 +163,11 @@ class ResponseRecipe:
         present, asked = self.arrays["present"][index], self.arrays["asked"][index]
         kept = torch.rand(asked.shape, generator=stream).to(self.device) < self.settings.distractor_probability
         mask = (present > 0) | (asked & kept)
+        # Of some samples one dopant, any that is there, is hidden.
+        lots = torch.rand(asked.shape, generator=stream).to(self.device) * (present > 0)
+        hidden = functional.one_hot(lots.argmax(dim=1), asked.shape[1]).bool() & (present > 0)
+        hidden &= (torch.rand((len(asked), 1), generator=stream) < HIDDEN_CHANCE).to(self.device)
+        mask &= ~hidden
         hosts, host = np.unique(self.host[index.cpu().numpy()], return_inverse=True)
         wanted = torch.multinomial(torch.tensor(LEVEL_CHANCES), len(hosts), replacement=True, generator=stream)
         # Now and then one candidate is known less well than the others.
@@ -167,14 +179,14 @@ class ResponseRecipe:
         )  # fmt: skip
         answer = self.model(disturbed(question, self.settings, stream))
         off = (100 * (answer.concentration.detach() - present))[mask]
-        return loss(answer, present, mask), float((off**2).sum()), len(off)
+        return loss(answer, present, mask, hidden.any(dim=1)), float((off**2).sum()), len(off)
 
     def validate(self) -> float:
         """See :class:`Recipe`; the mean over the levels of knowledge."""
         errors = []
         for level in LEVELS:
-            concentration, _, _ = predict(self.model, self.validation, self.responses, level)
-            off = (concentration - self.validation.targets)[self.validation.candidates]
+            told = predict([self.model], self.validation, self.responses, level)
+            off = (told.concentration - self.validation.targets)[self.validation.candidates]
             errors.append(100 * float(np.sqrt(np.mean(off.astype(np.float64) ** 2))))
         return float(np.mean(errors))
 
@@ -247,17 +259,32 @@ def blurred(curves: Tensor, width: float) -> Tensor:
     return nn.functional.conv1d(flat, (kernel / kernel.sum())[None, None], padding=reach).view(curves.shape)
 
 
+@dataclass(frozen=True)
+class Prediction:
+    """What one or several networks say about n spectra.
+
+    concentration, presence, error : [n, 56] fractions, probabilities, expected absolute errors as fractions
+    foreign                        : [n] probability of a dopant that is not asked about
+    """
+
+    concentration: np.ndarray
+    presence: np.ndarray
+    error: np.ndarray
+    foreign: np.ndarray
+
+
 @torch.no_grad()
 def predict(
-    model: ResponseNet, samples: Samples, responses: Responses, level: str, batch_size: int = 512
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Concentrations (fractions), presence (probabilities) and expected errors (fractions), each [n, 56].
+    models: Sequence[ResponseNet], samples: Samples, responses: Responses, level: str, batch_size: int = 512
+) -> Prediction:
+    """Mean answer of networks that were trained alike; what they disagree about adds to the error.
 
-    All candidates of a sample's host are asked about; ``level`` is the best knowledge of responses that is used.
+    The candidates of ``samples`` are asked about; ``level`` is the best knowledge of responses that is used.
     """
     hosts = Hosts(responses)
-    asked = in_candidates(samples, responses)
-    results = [np.zeros(samples.targets.shape, np.float32) for _ in range(3)]
+    asked = in_candidates(samples, responses).asked
+    shape = samples.targets.shape
+    result = Prediction(*(np.zeros(shape, np.float32) for _ in range(3)), np.zeros(shape[0], np.float32))
     order = np.argsort(samples.host, kind="stable")
     for first in range(0, len(order), batch_size):
         index = order[first : first + batch_size]
@@ -265,12 +292,38 @@ def predict(
         wanted = torch.full((len(some), responses.elements.shape[1]), LEVELS.index(level))
         question = hosts.question(
             some, torch.from_numpy(host), wanted, torch.from_numpy(samples.pristine[index]),
-            torch.from_numpy(samples.doped[index]), torch.from_numpy(asked.asked[index]),
+            torch.from_numpy(samples.doped[index]), torch.from_numpy(asked[index]),
         )  # fmt: skip
-        answer = model(question)
-        told = (answer.concentration, torch.sigmoid(answer.presence), torch.exp(answer.log_error) / 100)
-        place, column = np.nonzero(asked.asked[index])
+        answers = [model(question) for model in models]
+        amounts = torch.stack([answer.concentration for answer in answers])
+        errors = torch.stack([torch.exp(answer.log_error) / 100 for answer in answers])
+        told = {
+            "concentration": amounts.mean(dim=0),
+            "presence": torch.stack([torch.sigmoid(answer.presence) for answer in answers]).mean(dim=0),
+            "error": (errors.mean(dim=0) ** 2 + amounts.var(dim=0, correction=0)).sqrt(),
+        }
+        place, column = np.nonzero(asked[index])
         elements = responses.elements[samples.host[index[place]], column]
-        for result, values in zip(results, told, strict=True):
-            result[index[place], elements] = values.numpy()[place, column]
-    return tuple(results)
+        for name, values in told.items():
+            getattr(result, name)[index[place], elements] = values.numpy()[place, column]
+        result.foreign[index] = torch.stack([torch.sigmoid(answer.foreign) for answer in answers]).mean(dim=0).numpy()
+    return result
+
+
+def interval_widths(prediction: Prediction, samples: Samples, coverage: float) -> float:
+    """How many expected errors wide an interval has to be on either side to hold the truth with ``coverage``.
+
+    Split conformal prediction with normalised scores, every host counting alike, because spectra of one host are
+    wrong together (Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018)). The samples must be of hosts that training has
+    not seen; with h hosts the quantile is taken at ``coverage`` (h + 1) / h.
+    """
+    row, element = np.nonzero(samples.candidates)
+    off = np.abs(prediction.concentration[row, element] - samples.targets[row, element])
+    scores = off / (prediction.error[row, element] + ERROR_FLOOR)
+    host = samples.host[row]
+    weights = 1 / np.bincount(host)[host]
+    order = np.argsort(scores)
+    hosts = len(np.unique(host))
+    wanted = min(coverage * (hosts + 1) / hosts, 1.0) * hosts
+    reached = np.searchsorted(np.cumsum(weights[order]), wanted - 1e-9)
+    return float(scores[order][min(reached, len(scores) - 1)])
