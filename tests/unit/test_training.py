@@ -270,6 +270,10 @@ def test_network_that_knows_responses(tmp_path):
         covered = (part["response"] - part["true"]).abs() <= part["response_width"]
         assert scores["response"][level]["coverage_90"] == pytest.approx(covered.mean())
     assert scores["nnls"]["library"]["coverage_90"] is None
+    answer = predict(tmp_path / "checkpoint.pt", columns("GaAs"), columns("Si"), "GaAs", ["In", "P", "B"])
+    assert list(answer) == ["In", "P", "B"] and min(answer.values()) >= 0
+    turned = predict(tmp_path / "checkpoint.pt", columns("GaAs"), columns("Si"), "GaAs", ["B", "In", "P"])
+    assert turned == pytest.approx(answer, rel=1e-3, abs=1e-6)
     # The library is that of the very crystals, with one atom in eight replaced.
     assert scores["nnls"]["library"]["rmse_at"] < scores["mean"]["none"]["rmse_at"]
 

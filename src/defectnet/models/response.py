@@ -90,7 +90,8 @@ def _element_table() -> np.ndarray:
     rows = []
     for z in range(1, MAX_Z + 1):
         element = Element.from_Z(z)
-        electronegativity = element.X if np.isfinite(element.X) else 2.0
+        # Noble gases have none; they are no dopants, but have their rows.
+        electronegativity = 2.0 if element.is_noble_gas else element.X
         valence = element.group if element.group <= 12 else element.group - 10
         rows.append([atomic_masses[z], covalent_radii[z], electronegativity, element.row, element.group, valence])
     return np.array(rows)

@@ -9,10 +9,15 @@ import numpy as np
 from pymatgen.core import Composition
 from scipy.integrate import cumulative_trapezoid
 
-from defectnet.dataset.samples import Samples
+from defectnet.dataset.samples import Responses, Samples
 from defectnet.elements import element_vector
 from defectnet.errors import InputError
+from defectnet.models.response import ELEMENTS
 from defectnet.training.fit import Checkpoint, load_checkpoint
+
+UNLIKE = np.array([0.0, 2.0, 1.0, 0.0, 0.0, 0.5])
+"""Weights of differences in the columns of :data:`~defectnet.models.response.ELEMENTS`: radius in Å,
+electronegativity, valence electrons. A dopant takes the place of what it resembles."""
 
 BAND_EDGE_QUANTILE = 0.999
 """On the published axis, the band edge of a host known by its spectrum alone: below it lies this share of the area."""
@@ -44,7 +49,8 @@ def predict(
 
     Parameters: ``pristine`` and ``doped`` (energy in meV ascending, intensity in any unit), each [P] with its own
     points, both normalised here to unit area; ``formula`` of the host; ``candidates`` the dopants to ask about.
-    The answer is an unconstrained regression: read small negative values as zero.
+    A published network's answer is an unconstrained regression: read small negative values as zero. A response network
+    is asked without knowledge of responses.
 
     Raises :class:`InputError` for unusable spectra, formula or candidates.
     """
@@ -71,9 +77,30 @@ def predict(
         candidates=mask,
         targets=np.zeros(mask.shape, dtype=np.float32),
     )
-    fractions = trained.models[0].predict(samples)[0][mask[0]]
+    responses = _unknown_responses(samples) if trained.network == "response" else None
+    fractions = trained.predict(samples, responses, "none").concentration[0][mask[0]]
     by_number = dict(zip(np.flatnonzero(mask[0]), fractions, strict=True))
     return {symbol: float(by_number[int(element_vector({symbol: 1.0}).argmax())]) for symbol in asked}
+
+
+def _unknown_responses(samples: Samples) -> Responses:
+    """Of the candidates of one sample nothing is known but what they are; each replaces the element most like it."""
+    elements = np.flatnonzero(samples.candidates[0])[None]
+    host = np.flatnonzero(samples.composition[0])
+    pairs = np.broadcast_to(elements[0][:, None], (elements.size, host.size))
+    unlike = np.abs(ELEMENTS[pairs] - ELEMENTS[host]) @ UNLIKE
+    known = np.zeros(elements.shape, dtype=bool)
+    curves = np.zeros((*elements.shape, samples.pristine.shape[1]), dtype=np.float32)
+    return Responses(
+        elements=elements,
+        replaced=host[unlike.argmin(axis=1)][None],
+        composition=samples.composition,
+        pristine=samples.pristine,
+        library=curves,
+        mass_only=curves,
+        knows_library=known,
+        knows_mass=known,
+    )
 
 
 def resample(energy_meV: np.ndarray, intensity: np.ndarray, edges_meV: np.ndarray) -> np.ndarray:

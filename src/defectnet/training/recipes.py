@@ -194,7 +194,7 @@ class ResponseRecipe:
 class Hosts:
     """What is known of every host, as tensors."""
 
-    def __init__(self, responses: Responses, device: str = "cpu"):
+    def __init__(self, responses: Responses, device: torch.device | str = "cpu"):
         properties = candidate_properties(responses.elements, responses.replaced, responses.composition)
         self.properties = torch.from_numpy(properties).to(device)
         self.pristine = torch.from_numpy(responses.pristine).to(device)
@@ -281,7 +281,8 @@ def predict(
 
     The candidates of ``samples`` are asked about; ``level`` is the best knowledge of responses that is used.
     """
-    hosts = Hosts(responses)
+    device = next(models[0].parameters()).device
+    hosts = Hosts(responses, device)
     asked = in_candidates(samples, responses).asked
     shape = samples.targets.shape
     result = Prediction(*(np.zeros(shape, np.float32) for _ in range(3)), np.zeros(shape[0], np.float32))
@@ -290,10 +291,9 @@ def predict(
         index = order[first : first + batch_size]
         some, host = np.unique(samples.host[index], return_inverse=True)
         wanted = torch.full((len(some), responses.elements.shape[1]), LEVELS.index(level))
-        question = hosts.question(
-            some, torch.from_numpy(host), wanted, torch.from_numpy(samples.pristine[index]),
-            torch.from_numpy(samples.doped[index]), torch.from_numpy(asked[index]),
-        )  # fmt: skip
+        given = (host, samples.pristine[index], samples.doped[index], asked[index])
+        place, pristine, doped, mask = (torch.from_numpy(array).to(device) for array in given)
+        question = hosts.question(some, place, wanted, pristine, doped, mask)
         answers = [model(question) for model in models]
         amounts = torch.stack([answer.concentration for answer in answers])
         errors = torch.stack([torch.exp(answer.log_error) / 100 for answer in answers])
@@ -302,11 +302,12 @@ def predict(
             "presence": torch.stack([torch.sigmoid(answer.presence) for answer in answers]).mean(dim=0),
             "error": (errors.mean(dim=0) ** 2 + amounts.var(dim=0, correction=0)).sqrt(),
         }
-        place, column = np.nonzero(asked[index])
-        elements = responses.elements[samples.host[index[place]], column]
+        row, column = np.nonzero(asked[index])
+        elements = responses.elements[samples.host[index[row]], column]
         for name, values in told.items():
-            getattr(result, name)[index[place], elements] = values.numpy()[place, column]
-        result.foreign[index] = torch.stack([torch.sigmoid(answer.foreign) for answer in answers]).mean(dim=0).numpy()
+            getattr(result, name)[index[row], elements] = values.cpu().numpy()[row, column]
+        foreign = torch.stack([torch.sigmoid(answer.foreign) for answer in answers]).mean(dim=0)
+        result.foreign[index] = foreign.cpu().numpy()
     return result
 
 
