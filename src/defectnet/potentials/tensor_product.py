@@ -44,12 +44,11 @@ class TensorProduct(torch.nn.Module):
 
     def forward(self, features: torch.Tensor, harmonics: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """See the class."""
-        edges = len(features)
         of_path = weights.split(self._channels, dim=1)
         parts = [features] * len(of_path)
         for k, ((part, multiplicity, dimension), paths) in enumerate(zip(self._inputs, self._groups, strict=True)):
-            matrix = (harmonics @ getattr(self, f"_coupling{k}")).view(edges, dimension, -1)
-            of_edge = features[:, part].reshape(edges, multiplicity, dimension)
+            matrix = (harmonics @ getattr(self, f"_coupling{k}")).unflatten(1, (dimension, -1))
+            of_edge = features[:, part].unflatten(1, (multiplicity, dimension))
             # One multiplication; bmm would be slower for an inner dimension of one.
             coupled = of_edge * matrix if dimension == 1 else torch.bmm(of_edge, matrix)
             for (path, _), piece in zip(paths, coupled.split([size for _, size in paths], dim=2), strict=True):
