@@ -35,8 +35,11 @@ PERCENT = 100.0
 STEPS = 40
 """Iterations of the unrolled least squares."""
 
-NOISE_FLOOR = 1e-3
-"""Ridge of the least squares, relative to the diagonal."""
+NOISE_FLOOR = 0.03
+"""Ridge of the least squares, relative to the diagonal; training goes on from there."""
+
+SIZE_FLOOR = 1.0
+"""Added to squared responses, which are of order 100, so that a weak one cannot explain everything by a lot of it."""
 
 WINDOWS = 24
 """Energy windows in which the agreement of a response with the spectrum is told to the judge."""
@@ -175,7 +178,7 @@ class Unmixing(nn.Module):
         target, basis = self.metric(difference), self.metric(response)
         gram = (basis @ basis.transpose(1, 2))[host] * (mask[:, :, None] & mask[:, None, :])
         aim = torch.einsum("nb,nkb->nk", target, basis[host]) * mask
-        scale = (torch.diagonal(gram, dim1=1, dim2=2) + 1e-8).sqrt()
+        scale = (torch.diagonal(gram, dim1=1, dim2=2) + SIZE_FLOOR).sqrt()
         unit = gram / (scale[:, :, None] * scale[:, None, :])
         unit = unit + torch.diag_embed(self.log_ridge.exp() + (~mask).float())
         wanted = aim / scale
