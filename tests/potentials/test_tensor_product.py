@@ -6,9 +6,9 @@ import pytest
 import torch
 
 pytest.importorskip("sevenn", reason="of these tensor products SevenNet alone makes use")
-from e3nn import o3  # noqa: E402
+from e3nn import o3
 
-from defectnet.potentials.tensor_product import TensorProduct  # noqa: E402
+from defectnet.potentials.tensor_product import TensorProduct
 
 
 def _convolution(lmax: int, mode: str = "uvu") -> o3.TensorProduct:
