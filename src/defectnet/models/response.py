@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defectnet.elements import MAX_Z
+from defectnet.models.defectnet import TARGET_SCALE
 
 LEVELS = ("library", "mass_only", "none")
 """What is known of a response: the single defect's force constants; masses in the host's Hessian; nothing."""
 
-PERCENT = 100.0
 STEPS = 40
 """Iterations of the unrolled least squares."""
 
@@ -268,13 +268,13 @@ def loss(answer: Answer, concentration: Tensor, mask: Tensor, foreign: Tensor) -
     concentration, where detection matters; cross entropies of presence; and the likelihood of the errors.
     """
     count = mask.sum().clamp(min=1)
-    off = PERCENT / 10 * (answer.concentration - concentration)
-    unmixed = PERCENT / 10 * (answer.unmixed - concentration)
+    off = TARGET_SCALE * (answer.concentration - concentration)
+    unmixed = TARGET_SCALE * (answer.unmixed - concentration)
     roots = (answer.concentration + 1e-4).sqrt() - (concentration + 1e-4).sqrt()
     present = functional.binary_cross_entropy_with_logits(
         answer.presence, (concentration > 0).float(), reduction="none"
     )
-    error = (10 * off.detach()).abs() + 0.02
+    error = (100 / TARGET_SCALE * off.detach()).abs() + 0.02  # at.%
     likelihood = answer.log_error + error * torch.exp(-answer.log_error)  # Laplace
     terms = off**2 + 0.2 * functional.huber_loss(unmixed, torch.zeros_like(unmixed), reduction="none")
     terms = terms + 5 * roots**2 + 0.05 * present + 0.01 * likelihood
