@@ -355,7 +355,7 @@ def evaluate(config: ConfigFile = DEFAULT_CONFIG) -> None:
     layout = Layout(Path(settings.run.results))
     score(
         layout.dataset,
-        layout.models(settings.training.splits, settings.training.repeats),
+        layout.models(settings.training),
         layout.metrics,
         layout.predictions,
     )
@@ -369,7 +369,7 @@ def figures(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
     settings = load_config(config)
     layout = Layout(Path(settings.run.results))
-    histories = [model / "history.csv" for model in layout.models(settings.training.splits, settings.training.repeats)]
+    histories = [model / "history.csv" for model in layout.models(settings.training)]
     draw(layout.dataset, layout.metrics, layout.predictions, histories, layout.figures)
 
 

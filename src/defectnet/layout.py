@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from defectnet.config import Training
 
 RECORD_STAGES = ("library", "relax", "phonons", "superposed")
 """Stages whose results are records; each has a manifest per batch."""
@@ -50,9 +53,9 @@ class Layout:
         """Directory of one trained network."""
         return self.results / "models" / f"{split}-{repeat}"
 
-    def models(self, splits: Sequence[str], repeats: int) -> list[Path]:
+    def models(self, training: Training) -> list[Path]:
         """Directories of all networks that a run trains."""
-        return [self.model(split, repeat) for split in splits for repeat in range(repeats)]
+        return [self.model(split, repeat) for split in training.splits for repeat in range(training.repeats)]
 
     @property
     def metrics(self) -> Path:

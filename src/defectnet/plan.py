@@ -82,7 +82,7 @@ def plan(config: Config, hosts: Sequence[Host], layout: Layout, costs: Costs) ->
     def single(rule: str, path: Path) -> RulePlan:
         return light(rule, int(not path.exists()), int(path.exists()))
 
-    models = layout.models(config.training.splits, config.training.repeats)
+    models = layout.models(config.training)
     trained = [(model / "checkpoint.pt").exists() for model in models]
     return CampaignPlan(
         config.run.name,

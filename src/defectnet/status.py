@@ -153,7 +153,7 @@ def survey(config: Config, hosts: Sequence[Host], layout: Layout, now: float) ->
         stages.append(Stage(stage, "records", sum(counted), *counted, len(batches), tally.batches_finished, *rates))
     outputs = {
         "dataset": [layout.dataset],
-        "train": [model / "checkpoint.pt" for model in layout.models(config.training.splits, config.training.repeats)],
+        "train": [model / "checkpoint.pt" for model in layout.models(config.training)],
         "evaluate": [layout.metrics, layout.predictions],
         "figures": [layout.figure(name) for name in FIGURES],
     }

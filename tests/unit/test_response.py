@@ -14,9 +14,9 @@ from defectnet.training.recipes import (
     ResponseRecipe,
     blurred,
     disturbed,
-    in_candidates,
     interval_widths,
     predict,
+    present_candidates,
 )
 
 HOSTS, CANDIDATES, BINS = 12, 5, 60
@@ -132,7 +132,7 @@ def test_one_spectrum_does_not_see_another():
 def test_a_new_network_is_non_negative_least_squares(world):
     """Exact concentrations where spectra are exactly linear in them."""
     samples, responses = world
-    amounts = in_candidates(samples, responses).present
+    amounts = present_candidates(samples, responses)
     exact = samples.pristine + np.einsum("nk,nkb->nb", amounts, responses.library[samples.host])
     linear = replace(samples, doped=exact.astype(np.float32))
     model = ResponseNet(BINS).eval()

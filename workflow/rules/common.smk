@@ -30,7 +30,7 @@ except DefectnetError as error:
 # What determines a potential's numbers.
 POTENTIAL = CONFIG.potential.model_dump_json(include={"name", "model", "modality", "checkpoint", "dtype"})
 
-MODELS = LAYOUT.models(CONFIG.training.splits, CONFIG.training.repeats)
+MODELS = LAYOUT.models(CONFIG.training)
 BATCHES = assign(list(HOSTS.values()), CONFIG)
 
 # Without conda, the main environment is the one that Snakemake runs in, and the configuration names the potential's.

@@ -147,6 +147,12 @@ class Responses:
     knows_mass: np.ndarray
 
 
+def asked_candidates(samples: Samples, responses: Responses) -> np.ndarray:
+    """Which candidates of its host's list in ``responses`` each sample asks about, [n, K] bool."""
+    elements = responses.elements[samples.host]
+    return (elements >= 0) & np.take_along_axis(samples.candidates, np.maximum(elements, 0), axis=1)
+
+
 def load_responses(dataset: Dataset, axis: Axis) -> Responses:
     """Responses of all candidates: spectra of single substitutions less the host's, over their concentration.
 

@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import RidgeCV
 
-from defectnet.dataset.samples import Axis, Responses, Samples
+from defectnet.dataset.samples import Axis, Responses, Samples, asked_candidates
 from defectnet.models.response import candidate_properties
 
 BASELINE_AXIS = Axis("absolute")
@@ -157,8 +157,7 @@ class Trees(Baseline):
 
 def _pairs(samples: Samples, responses: Responses) -> tuple[np.ndarray, np.ndarray]:
     """Index of the spectrum and place in its host's list of candidates, of everything that is asked."""
-    elements = responses.elements[samples.host]
-    return np.nonzero((elements >= 0) & np.take_along_axis(samples.candidates, np.maximum(elements, 0), axis=1))
+    return np.nonzero(asked_candidates(samples, responses))
 
 
 class LeastSquares(Baseline):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,11 +71,9 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
     with Dataset(dataset) as data:
         place = {data.spectra.id[row]: index for index, row in enumerate(data.doped)}
 
-        @cache
-        def inputs(axis: Axis) -> tuple[Samples, Responses]:
-            return load_samples(data, axis), load_responses(data, axis)
-
-        samples, responses = inputs(BASELINE_AXIS)
+        seen = cache(partial(load_samples, data))
+        # Networks that are told responses see the axis of the baselines.
+        samples, responses = seen(BASELINE_AXIS), load_responses(data, BASELINE_AXIS)
         for directory in model_dirs:
             checkpoint = load_checkpoint(directory / "checkpoint.pt")
             about = checkpoint.about
@@ -93,8 +91,7 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
                 answers = {}
                 for name, predictor in predictors.items():
                     if level in predictor.levels:
-                        seen, given = inputs(predictor.axis)
-                        answers[name] = predictor.predict(seen[test], given, level)
+                        answers[name] = predictor.predict(seen(predictor.axis)[test], responses, level)
                 table = _table(data, samples[test], known, answers)
                 frames.append(table.assign(split=about["split"], repeat=about["repeat"], level=level))
         digest = data.digest

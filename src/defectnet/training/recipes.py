@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defectnet.config import Training
-from defectnet.dataset.samples import Responses, Samples, sample_mask
+from defectnet.dataset.samples import Responses, Samples, asked_candidates, sample_mask
 from defectnet.models.defectnet import TARGET_SCALE, DefectNet, masked_mse
 from defectnet.models.response import LEVELS, Question, ResponseNet, candidate_properties, loss
 
@@ -48,6 +48,12 @@ class Recipe(Protocol):
         """Root mean squared error in at.% over all candidates of the validation spectra."""
 
 
+def _rmse_at_percent(concentration: np.ndarray, samples: Samples) -> float:
+    """Root mean squared error of concentrations [n, 56] in at.% over all candidates of all samples."""
+    error = (concentration - samples.targets)[samples.candidates]
+    return 100 * float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))
+
+
 class PublishedRecipe:
     """The published network: one spectrum after the other, random candidate masks."""
 
@@ -80,27 +86,14 @@ class PublishedRecipe:
 
     def validate(self) -> float:
         """See :class:`Recipe`."""
-        error = (self.model.predict(self.validation) - self.validation.targets)[self.validation.candidates]
-        return 100 * float(np.sqrt(np.mean(error.astype(np.float64) ** 2)))
+        return _rmse_at_percent(self.model.predict(self.validation), self.validation)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Samples in the order of their hosts' candidates.
-
-    present : [n, K] concentrations; asked: [n, K] bool, the candidates of the host
-    """
-
-    present: np.ndarray
-    asked: np.ndarray
-
-
-def in_candidates(samples: Samples, responses: Responses) -> Asked:
-    """Targets and candidates of samples as columns of their hosts' lists."""
-    elements = responses.elements[samples.host]
-    columns = np.maximum(elements, 0)
-    asked = (elements >= 0) & np.take_along_axis(samples.candidates, columns, axis=1)
-    return Asked(np.where(asked, np.take_along_axis(samples.targets, columns, axis=1), 0), asked)
+def present_candidates(samples: Samples, responses: Responses) -> np.ndarray:
+    """Concentrations [n, K] of the candidates of each sample's host; 0 where a candidate is not asked about."""
+    columns = np.maximum(responses.elements[samples.host], 0)
+    concentrations = np.take_along_axis(samples.targets, columns, axis=1)
+    return np.where(asked_candidates(samples, responses), concentrations, 0)
 
 
 class ResponseRecipe:
@@ -120,7 +113,6 @@ class ResponseRecipe:
         self.model, self.settings, self.device = model, settings, device
         self.validation, self.responses = validation, responses
         self.hosts = Hosts(responses, device)
-        asked = in_candidates(training, responses)
         self.rows = [np.flatnonzero(training.host == host) for host in np.unique(training.host)]
         self.host = training.host
         self.arrays = {
@@ -128,8 +120,8 @@ class ResponseRecipe:
             for name, array in (
                 ("pristine", training.pristine),
                 ("doped", training.doped),
-                ("present", asked.present),
-                ("asked", asked.asked),
+                ("present", present_candidates(training, responses)),
+                ("asked", asked_candidates(training, responses)),
             )
         }
 
@@ -183,12 +175,8 @@ class ResponseRecipe:
 
     def validate(self) -> float:
         """See :class:`Recipe`; the mean over the levels of knowledge."""
-        errors = []
-        for level in LEVELS:
-            told = predict([self.model], self.validation, self.responses, level)
-            off = (told.concentration - self.validation.targets)[self.validation.candidates]
-            errors.append(100 * float(np.sqrt(np.mean(off.astype(np.float64) ** 2))))
-        return float(np.mean(errors))
+        told = (predict([self.model], self.validation, self.responses, level) for level in LEVELS)
+        return float(np.mean([_rmse_at_percent(one.concentration, self.validation) for one in told]))
 
 
 class Hosts:
@@ -228,10 +216,9 @@ class Hosts:
 
 
 def disturbed(question: Question, settings: Training, stream: torch.Generator) -> Question:
-    """The same as a measurement might show it: coarser, with noise, and with errors of the energy axis.
+    """The same as a measurement might show it: coarser, and with noise.
 
-    Resolution and noise strike pristine and doped spectra alike; an error of the axis moves measured spectra, not the
-    computed responses. Amounts are uniform from 0 to those of the settings.
+    Responses are as coarse as the spectra, but have no noise. Amounts are uniform from 0 to those of the settings.
     """
     device = question.doped.device
 
@@ -246,9 +233,7 @@ def disturbed(question: Question, settings: Training, stream: torch.Generator) -
     noise = upto(settings.noise, n, 1)
     for name in ("pristine", "doped"):
         curves[name] = curves[name] + noise * torch.randn((n, bins), generator=stream).to(device)
-    return Question(
-        host=question.host, mask=question.mask, level=question.level, properties=question.properties, **curves
-    )
+    return replace(question, **curves)
 
 
 def blurred(curves: Tensor, width: float) -> Tensor:
@@ -283,7 +268,7 @@ def predict(
     """
     device = next(models[0].parameters()).device
     hosts = Hosts(responses, device)
-    asked = in_candidates(samples, responses).asked
+    asked = asked_candidates(samples, responses)
     shape = samples.targets.shape
     result = Prediction(*(np.zeros(shape, np.float32) for _ in range(3)), np.zeros(shape[0], np.float32))
     order = np.argsort(samples.host, kind="stable")
