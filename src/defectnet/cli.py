@@ -331,18 +331,20 @@ def compact(
 @app.command()
 def train(
     config: ConfigFile = DEFAULT_CONFIG,
+    preset: Annotated[str, typer.Option(help="Network: published, absolute or response.")] = "response",
     split: Annotated[str, typer.Option(help="What the test asks about: host, row, configuration or element.")] = "host",
     repeat: Annotated[int, typer.Option(min=0, help="Number of the repetition; each draws another split.")] = 0,
     minutes: Minutes = None,
     gpus: Gpus = None,
 ) -> None:
-    """Train DefectNet on one split of the dataset."""
+    """Train one network on one split of the dataset."""
     with stops_in_time(minutes), one_gpu(gpus):
         from defectnet.training.fit import train as fit
 
         settings = load_config(config)
         layout = Layout(Path(settings.run.results))
-        path = fit(layout.dataset, settings.training, split, repeat, settings.run.seed, layout.model(split, repeat))
+        output = layout.model(preset, split, repeat)
+        path = fit(layout.dataset, settings.training, preset, split, repeat, settings.run.seed, output)
         log.info("wrote %s", path)
 
 

@@ -164,6 +164,11 @@ class Phonons(Block):
     """Hessians of relaxed supercells: by finite differences, or superposed and refined by probing."""
 
     displacement_A: float = Field(0.01, gt=0, le=0.1, description="Length of the finite displacements.")
+    displacements: Literal["central", "forward"] = Field(
+        "central",
+        description="central: every atom there and back, where symmetry does not save it; forward: one way only, half of "
+        "the evaluations, with errors of odd anharmonicity.",
+    )
     symprec_A: float = Field(
         1e-3, gt=0, le=0.1, description="Tolerance of the symmetry search that saves displacements."
     )
@@ -236,14 +241,15 @@ class Spectra(Block):
 class Training(Block):
     """The network and its training."""
 
-    preset: Literal["published", "absolute", "response"] = Field(
-        "published",
+    presets: list[Literal["published", "absolute", "response"]] = Field(
+        ["published", "response"],
+        min_length=1,
         description="published: network and axis of arXiv:2506.00725; absolute: same network, spectra block's axis; "
         "response: one query per candidate, given what it does to the host's spectrum.",
     )
     epochs: int = Field(10, ge=1, description="Passes over the training spectra.")
     batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")
-    learning_rate: float = Field(5e-4, gt=0, description="Adam step size.")
+    learning_rate: float | None = Field(None, gt=0, description="Adam step size; null: 5e-4, of preset response 2e-3.")
     validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
     test_fraction: float = Field(0.2, gt=0, lt=0.5, description="Share of hosts (or rows) held out for the test.")
     splits: list[Literal["host", "row", "configuration", "element"]] = Field(
@@ -259,10 +265,10 @@ class Training(Block):
     )
     members: int = Field(1, ge=1, le=20, description="Networks that are trained alike; their answers are averaged.")
     resolution_bins: float = Field(
-        2.0, ge=0, description="preset response: training spectra are blurred by Gaussians of up to this width."
+        2.0, ge=0, description="Preset response: training spectra are blurred by Gaussians of up to this width."
     )
     noise: float = Field(
-        0.02, ge=0, description="preset response: noise of up to this share of the mean intensity in training."
+        0.02, ge=0, description="Preset response: noise of up to this share of the mean intensity in training."
     )
 
 

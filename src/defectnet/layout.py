@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,13 +50,14 @@ class Layout:
         """Table of what the dataset lacks, and why."""
         return self.results / "missing.tsv"
 
-    def model(self, split: str, repeat: int | str) -> Path:
+    def model(self, preset: str, split: str, repeat: int | str) -> Path:
         """Directory of one trained network."""
-        return self.results / "models" / f"{split}-{repeat}"
+        return self.results / "models" / f"{preset}-{split}-{repeat}"
 
     def models(self, training: Training) -> list[Path]:
         """Directories of all networks that a run trains."""
-        return [self.model(split, repeat) for split in training.splits for repeat in range(training.repeats)]
+        runs = product(training.presets, training.splits, range(training.repeats))
+        return [self.model(*run) for run in runs]
 
     @property
     def metrics(self) -> Path:

@@ -264,7 +264,7 @@ def other_values(value, allowed):
         return [value + 1, value - 1, value * 0.9, value * 1.1]
     if isinstance(value, str | None):
         return [*allowed, f"{value}x", 1]  # a number in place of auto
-    return [["Si", "Ge", "B"], ["host"], {"Si": {"Si": ["B"]}}]
+    return [["Si", "Ge", "B"], ["host"], ["absolute"], {"Si": {"Si": ["B"]}}]
 
 
 def test_digest_depends_on_every_value():

@@ -26,7 +26,7 @@ def run(directory, formulas, per_host, plan):
     make_dataset(dataset, formulas, per_host)
     models = [directory / f"{kind}-{repeat}" for kind, repeat in plan]
     for (kind, repeat), model in zip(plan, models, strict=True):
-        train(dataset, Training(epochs=2), kind, repeat, 0, model)
+        train(dataset, Training(epochs=2), "published", kind, repeat, 0, model)
     evaluate(dataset, models, directory / "metrics.json", directory / "predictions.csv.gz")
     histories = [model / "history.csv" for model in models]
     return dataset, directory / "metrics.json", directory / "predictions.csv.gz", histories

@@ -175,7 +175,7 @@ def test_disturbances_follow_their_seed_and_settings():
 def test_it_learns_and_knowledge_helps(world):
     samples, responses = world
     training, test = samples[samples.host < 9], samples[samples.host >= 9]
-    settings = Training(preset="response", epochs=30, batch_size=64, learning_rate=3e-3)
+    settings = Training(epochs=30, batch_size=64, learning_rate=3e-3)
     torch.manual_seed(0)
     model = ResponseNet(BINS)
     recipe = ResponseRecipe(model, training, test, responses, settings, "cpu")

@@ -43,7 +43,7 @@ def runs(dataset):
     plan = [("host", 0), ("host", 1), ("host", 2), ("row", 0)]
     directories = [dataset.parent / f"{kind}-{repeat}" for kind, repeat in plan]
     for (kind, repeat), directory in zip(plan, directories, strict=True):
-        fit.train(dataset, SETTINGS, kind, repeat, SEED, directory)
+        fit.train(dataset, SETTINGS, "published", kind, repeat, SEED, directory)
     return directories
 
 
@@ -80,7 +80,7 @@ def test_split_file_never_leaks(dataset, runs):
 
 
 def test_training_is_deterministic(dataset, runs, tmp_path):
-    fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path / "again")
+    fit.train(dataset, SETTINGS, "published", "host", 0, SEED, tmp_path / "again")
     assert contents(tmp_path / "again") == contents(runs[0])
     assert contents(runs[1])["checkpoint.pt"] != contents(runs[0])["checkpoint.pt"]
 
@@ -89,7 +89,7 @@ def test_training_leaves_the_callers_torch_alone(dataset, tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    fit.train(dataset, SETTINGS.model_copy(update={"epochs": 1}), "host", 0, SEED, tmp_path)
+    fit.train(dataset, SETTINGS.model_copy(update={"epochs": 1}), "published", "host", 0, SEED, tmp_path)
     assert torch.equal(torch.rand(1), expected)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -107,14 +107,14 @@ def interrupted(dataset, output, monkeypatch, settings=SETTINGS, after=2):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(fit.DefectNet, "predict", killed)
-        fit.train(dataset, settings, "host", 0, SEED, output)
+        fit.train(dataset, settings, "published", "host", 0, SEED, output)
     assert set(contents(output)) == {"member-0.pt"}
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(dataset, runs, tmp_path, monkeypatch, caplog):
     interrupted(dataset, tmp_path, monkeypatch)
     with caplog.at_level(logging.INFO):
-        fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
+        fit.train(dataset, SETTINGS, "published", "host", 0, SEED, tmp_path)
     assert "continuing after epoch 2 of 4" in caplog.text
     assert contents(tmp_path) == contents(runs[0])
 
@@ -122,18 +122,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(dataset, runs, tmp_path, monke
 def test_state_of_other_settings_or_damaged_is_not_resumed(dataset, runs, tmp_path, monkeypatch, caplog):
     other = SETTINGS.model_copy(update={"learning_rate": 5e-3})
     interrupted(dataset, tmp_path, monkeypatch, settings=other)
-    fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
+    fit.train(dataset, SETTINGS, "published", "host", 0, SEED, tmp_path)
     assert "other data or settings" in caplog.text
     assert contents(tmp_path) == contents(runs[0])
     (tmp_path / "member-0.pt").write_bytes(b"PK\x03\x04 half a file")
-    fit.train(dataset, SETTINGS, "host", 0, SEED, tmp_path)
+    fit.train(dataset, SETTINGS, "published", "host", 0, SEED, tmp_path)
     assert "not a readable checkpoint" in caplog.text
     assert contents(tmp_path) == contents(runs[0])
 
 
 def test_divergence_is_an_error(dataset, tmp_path):
     with pytest.raises(InputError, match=r"diverged.*learning_rate"):
-        fit.train(dataset, SETTINGS.model_copy(update={"learning_rate": 1e30}), "host", 0, SEED, tmp_path)
+        fit.train(dataset, SETTINGS.model_copy(update={"learning_rate": 1e30}), "published", "host", 0, SEED, tmp_path)
 
 
 def test_damaged_checkpoints_are_refused(runs, tmp_path):
@@ -212,10 +212,9 @@ def test_baselines_are_not_asked_about_unseen_elements_in_training(dataset, runs
         samples = load_samples(data, Axis("absolute"))
         parts = split(samples.host, "element", 0.1, 0.2, SEED, targets=samples.targets)
         names = np.array(data.spectra.id)[data.doped]
-    content = torch.load(runs[0] / "checkpoint.pt", weights_only=True)
-    content["about"]["split"] = "element"
-    torch.save(content, tmp_path / "checkpoint.pt")
-    made = {part: {"spectra": names[rows].tolist()} for part, rows in vars(parts).items()}
+    (tmp_path / "checkpoint.pt").write_bytes((runs[0] / "checkpoint.pt").read_bytes())
+    made = json.loads((runs[0] / "split.json").read_text()) | {"split": "element"}
+    made |= {part: {"spectra": names[rows].tolist()} for part, rows in vars(parts).items()}
     (tmp_path / "split.json").write_text(json.dumps(made))
     asked = []
 
@@ -257,14 +256,16 @@ def test_network_that_knows_responses(tmp_path):
     """Its presence and intervals are scored at each level, beside least squares that knows the same responses."""
     formulas = FORMULAS[:3]
     make_dataset(tmp_path / "d.h5", formulas, 4, spectra=chain(spectra(formulas, 4, 1), responses(formulas, 1)))
-    fit.train(tmp_path / "d.h5", Training(preset="response", epochs=1), "host", 0, SEED, tmp_path)
-    evaluate(tmp_path / "d.h5", [tmp_path], tmp_path / "m.json", tmp_path / "p.csv.gz")
+    fit.train(tmp_path / "d.h5", Training(epochs=1), "response", "host", 0, SEED, tmp_path)
+    fit.train(tmp_path / "d.h5", Training(epochs=1), "published", "host", 0, SEED, tmp_path / "other")
+    evaluate(tmp_path / "d.h5", [tmp_path, tmp_path / "other"], tmp_path / "m.json", tmp_path / "p.csv.gz")
     scores = json.loads((tmp_path / "m.json").read_text())["splits"]["host"]
     assert {level: scores["response"][level]["n"] for level in LEVELS} == dict.fromkeys(
         LEVELS, scores["mean"]["none"]["n"]
     )
     table = pd.read_csv(tmp_path / "p.csv.gz")
     assert table["response_presence"].between(0, 1).all()
+    assert table["published"].notna().equals(table["level"] == "none")
     for level in LEVELS:
         part = table[table["level"] == level]
         covered = (part["response"] - part["true"]).abs() <= part["response_width"]
@@ -334,8 +335,8 @@ def test_predict(runs):
 
 
 def test_predict_on_the_absolute_axis(dataset, tmp_path):
-    settings = SETTINGS.model_copy(update={"preset": "absolute", "epochs": 1})
-    path = fit.train(dataset, settings, "host", 0, SEED, tmp_path)
+    settings = SETTINGS.model_copy(update={"epochs": 1})
+    path = fit.train(dataset, settings, "absolute", "host", 0, SEED, tmp_path)
     assert fit.load_checkpoint(path).models[0].config["bins"] == 140
     assert list(predict(path, columns("Si"), columns("Si", {0: "Ge"}), "Si", ["Ge"])) == ["Ge"]
 

@@ -41,6 +41,7 @@ POTENTIAL_ENV = MAIN_ENV if CONFIG.potential.name == "analytic" else f"../../env
 
 wildcard_constraints:
     batch="[^/]+",
+    preset="|".join(CONFIG.training.presets),
     split="|".join(CONFIG.training.splits),
     repeat=r"\d+",
 

@@ -1,5 +1,6 @@
-# DefectNet on splits by host (the honest one) and by row (which shows how much leaking hosts flatters).
-MODEL = LAYOUT.model("{split}", "{repeat}")
+# Networks on splits by host (the honest one), by row (which shows how much leaking hosts flatters) and others.
+RUN = ("{preset}", "{split}", "{repeat}")
+MODEL = LAYOUT.model(*RUN)
 
 
 rule train:
@@ -10,9 +11,9 @@ rule train:
         history=MODEL / "history.csv",
         split=MODEL / "split.json",
     log:
-        log_of("train", "{split}", "{repeat}"),
+        log_of("train", *RUN),
     benchmark:
-        benchmark_of("train", "{split}", "{repeat}")
+        benchmark_of("train", *RUN)
     conda:
         MAIN_ENV
     params:
@@ -20,12 +21,12 @@ rule train:
         config=config_file,
         limits=limits,
         seed=CONFIG.run.seed,
-        settings=CONFIG.training.model_dump_json(exclude={"splits", "repeats"}),
+        settings=CONFIG.training.model_dump_json(exclude={"presets", "splits", "repeats"}),
     message:
-        "Train DefectNet, split by {wildcards.split}, repeat {wildcards.repeat}"
+        "Train network {wildcards.preset}, split by {wildcards.split}, repeat {wildcards.repeat}"
     shell:
-        "{params.defectnet} train --config {params.config} --split {wildcards.split} --repeat {wildcards.repeat}"
-        "{params.limits} > {log} 2>&1"
+        "{params.defectnet} train --config {params.config} --preset {wildcards.preset} --split {wildcards.split}"
+        " --repeat {wildcards.repeat}{params.limits} > {log} 2>&1"
 
 
 rule evaluate:

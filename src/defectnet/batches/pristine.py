@@ -60,6 +60,7 @@ def phonon_inputs(job: Job) -> dict[str, Any]:
         "stage": "phonons",
         "physics": PHYSICS_VERSION,
         "displacement": job.config.phonons.displacement_A,
+        "displacements": job.config.phonons.displacements,
         "symprec": job.config.phonons.symprec_A,
     }
 

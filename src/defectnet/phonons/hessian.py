@@ -1,4 +1,4 @@
-"""Reference Hessians by central finite differences, with as few displacements as symmetry allows.
+"""Reference Hessians by finite differences, with as few displacements as symmetry allows.
 
 phonopy (Togo & Tanaka, Scr. Mater. 108, 1 (2015)) finds the symmetry-inequivalent displacements and distributes the
 force constants; the forces come from a potential in batches. Every other way to a Hessian is judged by this one.
@@ -69,7 +69,8 @@ def setup(primitive: Atoms, expansion: np.ndarray, settings: Phonons) -> Phonopy
     cell = PhonopyAtoms(numbers=primitive.numbers, positions=primitive.positions, cell=primitive.cell.array)
     # phonopy multiplies column vectors, hence the transpose.
     phonon = Phonopy(cell, np.asarray(expansion).T, primitive_matrix=np.eye(3), symprec=settings.symprec_A, log_level=0)
-    phonon.generate_displacements(distance=settings.displacement_A)
+    back = "auto" if settings.displacements == "central" else False
+    phonon.generate_displacements(distance=settings.displacement_A, is_plusminus=back)
     return phonon
 
 

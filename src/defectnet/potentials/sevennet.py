@@ -114,11 +114,15 @@ class SevenNet:
         model.set_is_batch_data(True)
         model.requires_grad_(False)
         if device == "cpu":
-            from defectnet.potentials.tensor_product import TensorProduct
+            from sevenn.nn.convolution import IrrepsConvolution, IrrepsScatterGatterFusedConvolution
 
-            for module in model.children():
-                if hasattr(module, "convolution"):
-                    module.convolution = TensorProduct(module.convolution)
+            from defectnet.potentials.convolution import Convolution
+
+            for name, module in model.named_children():
+                if isinstance(module, IrrepsConvolution):
+                    fused = IrrepsScatterGatterFusedConvolution.from_irreps_convolution(module)
+                    fused.convolution = Convolution(module.convolution)
+                    setattr(model, name, fused)
         self._model = model.to(device=device, dtype=self._dtype).eval()
         self._skinned = SkinnedGraph(self._skin)
 
@@ -208,7 +212,7 @@ class SevenNet:
 
         require_elements(self, [atoms])
         try:
-            self._model.train()  # makes sevenn keep the graph of the forces; it has no dropout or batch norm
+            self._model.train()  # keeps the graph of the forces; sevenn has no dropout or batch norm
             output = self._model(self._graph([atoms]))
         finally:
             self._model.eval()

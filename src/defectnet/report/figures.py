@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -261,16 +262,22 @@ def _embed(spectra: np.ndarray) -> np.ndarray:
 
 
 def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
-    """Error over epochs in training and validation, one panel per kind of split, one pair of lines per repeat."""
+    """Error over epochs in training and validation, one row per network and one column per kind of split.
+
+    One pair of lines per repeat and member.
+    """
+    presets = [preset for preset in MODEL_NAMES if (history["preset"] == preset).any()]
     kinds = [kind for kind in SPLIT_NAMES if (history["split"] == kind).any()]
+    panels = list(product(presets, kinds))
     with style():
-        figure = new_figure(SINGLE_COLUMN * (1 if len(kinds) == 1 else 1.7), 2.1)
-        grid = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        for index, (axes, kind) in enumerate(zip(grid, kinds, strict=True)):
-            part = history[history["split"] == kind]
-            alpha = max(0.35, 1 / np.sqrt(part["repeat"].nunique()))
-            for repeat, run in part.groupby("repeat"):
-                named = repeat == part["repeat"].min()
+        figure = new_figure(SINGLE_COLUMN * (1 if len(kinds) == 1 else 1.7), 0.4 + 1.7 * len(presets))
+        grid = figure.subplots(len(presets), len(kinds), sharex=True, sharey=True, squeeze=False)
+        for index, (axes, (preset, kind)) in enumerate(zip(grid.flat, panels, strict=True)):
+            part = history[(history["split"] == kind) & (history["preset"] == preset)]
+            runs = part.groupby(["repeat", "member"])
+            alpha = max(0.35, 1 / np.sqrt(len(runs)))
+            for number, (_, run) in enumerate(runs):
+                named = number == 0
                 best = run.loc[run["validation_rmse_at_percent"].idxmin()]
                 for column, colour, name in (
                     ("train_rmse_at_percent", GREY, "training"),
@@ -283,12 +290,15 @@ def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
                     best["epoch"], best["validation_rmse_at_percent"], s=14, color=VERMILION, lw=0, zorder=3,
                     label="kept weights" if named else None,
                 )  # fmt: skip
-            axes.set(title=f"Split: {SPLIT_NAMES[kind]}", xlabel="Epoch")
-            axes.set_xlim(0, part["epoch"].max() * 1.02)
+            axes.set_title(f"{MODEL_NAMES[preset]}\n{SPLIT_NAMES[kind]}", loc="left")
+            axes.set_xlim(0, history["epoch"].max() * 1.02)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             letter(axes, index)
-        grid[0].set_ylabel("RMSE (at.%)")
-        handles, labels = grid[0].get_legend_handles_labels()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("RMSE (at.%)")
+        for axes in grid[-1]:
+            axes.set_xlabel("Epoch")
+        handles, labels = grid[0, 0].get_legend_handles_labels()
         for handle in figure.legend(handles, labels, loc="outside upper center", ncols=3).legend_handles:
             handle.set_alpha(1)
         return save(figure, stem)

@@ -22,6 +22,7 @@ BLUE, GREEN, ORANGE, VERMILION = "#0072B2", "#009E73", "#E69F00", "#D55E00"
 GREY, BLACK = "#8A8A8A", "#1A1A1A"
 MODEL_NAMES = {
     "response": "Response network",
+    "absolute": "Published, absolute axis",
     "published": "Published network",
     "nnls": "Least squares",
     "trees": "Boosted trees",

@@ -62,7 +62,7 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
     (``<model>_presence``) where these are not the same, and half widths of 90 % intervals (``<model>_width``) where it
     gives any; empty where a model does not answer at a level. Metrics (JSON): ``splits`` as
     :func:`~defectnet.training.metrics.metrics` describes, ``dataset_digest``, and the number of ``parameters`` of each
-    kind of network.
+    network.
 
     Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged.
     """
@@ -74,18 +74,24 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
         seen = cache(partial(load_samples, data))
         # Networks that are told responses see the axis of the baselines.
         samples, responses = seen(BASELINE_AXIS), load_responses(data, BASELINE_AXIS)
+        runs: dict[tuple[str, int], dict[str, Path]] = {}
         for directory in model_dirs:
-            checkpoint = load_checkpoint(directory / "checkpoint.pt")
-            about = checkpoint.about
-            if about["dataset_digest"] != data.digest:
+            split = _read_split(directory / "split.json")
+            if split["dataset_digest"] != data.digest:
                 raise RecordError(f"{directory}: trained on another dataset than {dataset}; rerun `defectnet train`")
-            parameters[checkpoint.network] = sum(map(count_parameters, checkpoint.models))
-            parts = _read_split(directory / "split.json")
+            runs.setdefault((split["split"], split["repeat"]), {})[split["preset"]] = directory
+        for (kind, repeat), networks in runs.items():
+            # The division is the same for all networks.
+            split = _read_split(next(iter(networks.values())) / "split.json")
             training, test = (
-                np.array([place[name] for name in parts[part]["spectra"]], dtype=int) for part in ("train", "test")
+                np.array([place[name] for name in split[part]["spectra"]], dtype=int) for part in ("train", "test")
             )
-            known = without_unseen(samples[training]) if about["split"] == "element" else samples[training]
-            predictors: dict[str, Predictor] = {checkpoint.network: Network(checkpoint)}
+            known = without_unseen(samples[training]) if kind == "element" else samples[training]
+            predictors: dict[str, Predictor] = {}
+            for preset, directory in networks.items():
+                checkpoint = load_checkpoint(directory / "checkpoint.pt")
+                parameters[preset] = sum(map(count_parameters, checkpoint.models))
+                predictors[preset] = Network(checkpoint)
             predictors |= {name: baseline(known, responses) for name, baseline in BASELINES.items()}
             for level in LEVELS:
                 answers = {}
@@ -93,7 +99,7 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
                     if level in predictor.levels:
                         answers[name] = predictor.predict(seen(predictor.axis)[test], responses, level)
                 table = _table(data, samples[test], known, answers)
-                frames.append(table.assign(split=about["split"], repeat=about["repeat"], level=level))
+                frames.append(table.assign(split=kind, repeat=repeat, level=level))
         digest = data.digest
     predictions = pd.concat(frames, ignore_index=True)
     found = {

@@ -53,7 +53,15 @@ SAVE_INTERVAL_s = 20.0
 COVERAGE = 0.9
 """Of the intervals in a checkpoint."""
 
-HISTORY_COLUMNS = ("split", "repeat", "member", "epoch", "train_rmse_at_percent", "validation_rmse_at_percent")
+HISTORY_COLUMNS = (
+    "preset",
+    "split",
+    "repeat",
+    "member",
+    "epoch",
+    "train_rmse_at_percent",
+    "validation_rmse_at_percent",
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class Checkpoint:
     intervals : by level of knowledge, how many expected errors wide a 90 % interval is on either side
     axis, edges_meV, spectra : energy axis of its input; the dataset's grid and settings, used by the absolute axis
     vocabulary : symbols that the training data could contain
-    about : plain values: split, repeat, seed, training settings, dataset digest, potentials, best epoch, version
+    about : plain values: preset, split, repeat, seed, training settings, dataset digest, potentials, best epoch, version
     """
 
     network: str
@@ -91,17 +99,22 @@ class Checkpoint:
         return Prediction(concentration, nothing, nothing, nothing[:, 0])
 
 
-def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed: int, output: Path) -> Path:
-    """Train on one split and write the run directory ``output``; returns the path of the checkpoint.
+def train(
+    dataset: Path, settings: Training, preset_name: str, split_kind: str, repeat: int, seed: int, output: Path
+) -> Path:
+    """Train the network of a preset on one split and write the run directory ``output``; returns the path of the checkpoint.
 
     The same arguments give the same weights, whether or not the training was killed and started again in between
     (on one kind of device). Progress goes to the log, or to a bar on a terminal.
 
-    Raises :class:`InputError` when the split is impossible or the training diverges, :class:`RecordError` for a
+    Raises :class:`InputError` when there is no such preset, the split is impossible or the training diverges, :class:`RecordError` for a
     damaged dataset.
     """
+    if preset_name not in PRESETS:
+        raise InputError(f"preset {preset_name!r} is none of {', '.join(PRESETS)}")
+    preset = PRESETS[preset_name]
+    settings = settings.model_copy(update={"learning_rate": settings.learning_rate or preset.learning_rate})
     with Dataset(dataset) as data:
-        preset = PRESETS[settings.preset]
         samples = load_samples(data, preset.axis)
         responses = load_responses(data, preset.axis) if preset.network == "response" else None
         groups = host_groups(data.hosts)[samples.host]
@@ -110,10 +123,11 @@ def train(dataset: Path, settings: Training, split_kind: str, repeat: int, seed:
             fidelity=np.array(data.spectra.fidelity)[samples.row], targets=samples.targets,
         )  # fmt: skip
         about = {
+            "preset": preset_name,
             "split": split_kind,
             "repeat": repeat,
             "seed": seed,
-            "training": settings.model_dump(mode="json", exclude={"splits", "repeats"}),
+            "training": settings.model_dump(mode="json", exclude={"presets", "splits", "repeats"}),
             "dataset_digest": data.digest,
             "potentials": sorted(set(data.spectra.potential)),
             "defectnet_version": __version__,
@@ -262,12 +276,12 @@ def _reproducible(seed: int) -> Iterator[None]:
 
 
 def _seed(about: dict[str, Any], purpose: str) -> int:
-    whose = about["split"], str(about["repeat"]), str(about["member"])
+    whose = about["preset"], about["split"], str(about["repeat"]), str(about["member"])
     return int(generator(about["seed"], "train", *whose, purpose).integers(2**62))
 
 
 def _describe_split(data: Dataset, samples: Samples, parts: Split, about: dict[str, Any]) -> str:
-    content: dict[str, Any] = {name: about[name] for name in ("split", "repeat", "seed", "dataset_digest")}
+    content: dict[str, Any] = {name: about[name] for name in ("preset", "split", "repeat", "seed", "dataset_digest")}
     for name, index in vars(parts).items():
         content[name] = {
             "hosts": [data.hosts.id[host] for host in np.unique(samples.host[index])],
@@ -280,7 +294,7 @@ def _history_csv(history: list[list[float]], about: dict[str, Any]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(HISTORY_COLUMNS)
-    writer.writerows([about["split"], about["repeat"], *row] for row in history)
+    writer.writerows([about["preset"], about["split"], about["repeat"], *row] for row in history)
     return buffer.getvalue()
 
 
