@@ -166,8 +166,8 @@ class Phonons(Block):
     displacement_A: float = Field(0.01, gt=0, le=0.1, description="Length of the finite displacements.")
     displacements: Literal["central", "forward"] = Field(
         "central",
-        description="central: every atom there and back, where symmetry does not save it; forward: one way only, half of "
-        "the evaluations, with errors of odd anharmonicity.",
+        description="central: every atom there and back, where symmetry does not save it; forward: one way only, "
+        "half of the evaluations, with errors of odd anharmonicity.",
     )
     symprec_A: float = Field(
         1e-3, gt=0, le=0.1, description="Tolerance of the symmetry search that saves displacements."

@@ -73,7 +73,8 @@ class Checkpoint:
     intervals : by level of knowledge, how many expected errors wide a 90 % interval is on either side
     axis, edges_meV, spectra : energy axis of its input; the dataset's grid and settings, used by the absolute axis
     vocabulary : symbols that the training data could contain
-    about : plain values: preset, split, repeat, seed, training settings, dataset digest, potentials, best epoch, version
+    about : plain values: preset, split, repeat, seed, training settings, dataset digest, potentials, best epochs and
+            version
     """
 
     network: str
@@ -102,13 +103,13 @@ class Checkpoint:
 def train(
     dataset: Path, settings: Training, preset_name: str, split_kind: str, repeat: int, seed: int, output: Path
 ) -> Path:
-    """Train the network of a preset on one split and write the run directory ``output``; returns the path of the checkpoint.
+    """Train the network of a preset on one split and write the run directory ``output``; returns its checkpoint.
 
     The same arguments give the same weights, whether or not the training was killed and started again in between
     (on one kind of device). Progress goes to the log, or to a bar on a terminal.
 
-    Raises :class:`InputError` when there is no such preset, the split is impossible or the training diverges, :class:`RecordError` for a
-    damaged dataset.
+    Raises :class:`InputError` when there is no such preset, the split is impossible or the training diverges,
+    :class:`RecordError` for a damaged dataset.
     """
     if preset_name not in PRESETS:
         raise InputError(f"preset {preset_name!r} is none of {', '.join(PRESETS)}")
