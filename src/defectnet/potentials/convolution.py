@@ -132,13 +132,29 @@ def _share(loop: Callable[..., None], atoms: int, *arguments: object) -> None:
 
 
 @_compiled
-def _mix(mixed, of_source, coefficients):
-    """``mixed`` [U]: sum over m1 of the coefficients [2 l1 + 1] with the features [2 l1 + 1, U]."""
-    for u in range(len(mixed)):
-        mixed[u] = coefficients[0] * of_source[0, u]
-    for m1 in range(1, len(coefficients)):
-        for u in range(len(mixed)):
-            mixed[u] += coefficients[m1] * of_source[m1, u]
+def _unrolled(target, rows, c):
+    """``target`` [U]: sum of ``rows`` [n, U] times the n numbers of a tuple, whose length the compiler knows."""
+    for u in range(len(target)):
+        total = c[0] * rows[0, u]
+        for m in range(1, len(c)):
+            total += c[m] * rows[m, u]
+        target[u] = total
+
+
+@_compiled
+def _combine(target, rows, c):
+    """``target`` [U]: sum of ``rows`` [n, U] times ``c`` [n]."""
+    if len(c) == 1:
+        _unrolled(target, rows, (c[0],))
+    elif len(c) == 3:
+        _unrolled(target, rows, (c[0], c[1], c[2]))
+    elif len(c) == 5:
+        _unrolled(target, rows, (c[0], c[1], c[2], c[3], c[4]))
+    else:
+        target[:] = 0
+        for m in range(len(c)):
+            for u in range(len(target)):
+                target[u] += c[m] * rows[m, u]
 
 
 @_compiled
@@ -153,9 +169,9 @@ def _sum(begin, end, out, features, couplings, weights, sources, order, starts, 
                 weight = weights[edge, start : start + channels]
                 of_source = features[j, first : first + d1 * channels].reshape((d1, channels))
                 of_atom = out[i, into : into + d3 * channels].reshape((d3, channels))
-                coefficients = couplings[edge, column : column + d1 * d3].reshape((d3, d1))
+                coupling = couplings[edge, column : column + d1 * d3].reshape((d3, d1))
                 for m3 in range(d3):
-                    _mix(mixed, of_source, coefficients[m3])
+                    _combine(mixed, of_source, coupling[m3])
                     for u in range(channels):
                         of_atom[m3, u] += weight[u] * mixed[u]
 
@@ -187,17 +203,16 @@ def _gradients(
                 of_source = features[j, first : first + d1 * channels].reshape((d1, channels))
                 to_source = to_features[j, first : first + d1 * channels].reshape((d1, channels))
                 of_atom = gradient[i, into : into + d3 * channels].reshape((d3, channels))
-                coefficients = couplings[edge, column : column + d1 * d3].reshape((d3, d1))
-                to_coefficients = to_couplings[edge, column : column + d1 * d3].reshape((d3, d1))
-                for m3 in range(d3):
-                    _mix(mixed, of_source, coefficients[m3])
+                coupling = couplings[edge, column : column + d1 * d3].reshape((d3, d1))
+                to_coupling = to_couplings[edge, column : column + d1 * d3].reshape((d3, d1))
+                for m1 in range(d1):
+                    _combine(mixed, of_atom, coupling[:, m1])
                     for u in range(channels):
-                        to_weight[u] += of_atom[m3, u] * mixed[u]
-                        mixed[u] = of_atom[m3, u] * weight[u]
-                    for m1 in range(d1):
-                        total = mixed[0] * of_source[m1, 0]
+                        to_weight[u] += of_source[m1, u] * mixed[u]
+                        to_source[m1, u] += weight[u] * mixed[u]
+                        mixed[u] = weight[u] * of_source[m1, u]
+                    for m3 in range(d3):
+                        total = mixed[0] * of_atom[m3, 0]
                         for u in range(1, channels):
-                            total += mixed[u] * of_source[m1, u]
-                        to_coefficients[m3, m1] = total
-                        for u in range(channels):
-                            to_source[m1, u] += coefficients[m3, m1] * mixed[u]
+                            total += mixed[u] * of_atom[m3, u]
+                        to_coupling[m3, m1] = total
