@@ -73,15 +73,16 @@ def unfold(folding: Folding, origin: int, hessian: np.ndarray, tolerance: float)
 
 
 def fold(blocks: Blocks, folding: Folding, matrix: np.ndarray) -> None:
-    """Add blocks, transposes included, to the Hessian ``matrix`` [3N, 3N] of a supercell, in place."""
+    """Add blocks, transposes included, to the contiguous Hessian ``matrix`` [3N, 3N] of a supercell, in place."""
     i = folding.index(blocks.first[:, 0], blocks.first[:, 1:])
     j = folding.index(blocks.second[:, 0], blocks.second[:, 1:])
     itself = (blocks.first == blocks.second).all(axis=1)
     size = len(matrix)
     axes = np.arange(3)
+    flat = matrix.reshape(-1)
     for a, b, values in ((i, j, blocks.values), (j[~itself], i[~itself], blocks.values[~itself].transpose(0, 2, 1))):
         entries = (3 * a[:, None, None] + axes[:, None]) * size + 3 * b[:, None, None] + axes
-        matrix += np.bincount(entries.ravel(), values.ravel(), minlength=size * size).reshape(size, size)
+        np.add.at(flat, entries.ravel(), values.ravel())
 
 
 def impose_sum_rule(matrix: np.ndarray) -> None:
