@@ -213,10 +213,8 @@ class Superposition(Block):
     error_max: float = Field(
         0.25,
         gt=0,
-        description="Largest median error of a host's superposed spectra, as a share of the doped-pristine signal.",
-    )
-    fallback_per_host: int = Field(
-        2, ge=0, description="Supercells that are relaxed and probed instead where superposition fails."
+        description="Largest expected error of superposed spectra, as a share of the doped-pristine signal; where a "
+        "host's comparison tells of more, its concentration_max is halved until it holds.",
     )
 
 

@@ -287,28 +287,19 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
         of_library, of_relax, of_phonons = [], host[:1], host[1:]
     else:
         of_library, of_relax, of_phonons = [*host, *defects], [], []
-    # Without direct spectra there is nothing to compare superposition with, and it is taken as it is.
-    refused = float(costs.error.above(settings.error_max, np.median(of_direct))) if direct else 0.0
     # Besides those that are asked for, every single substitution has two: of its mass only and of the whole defect.
     singles = sum(count for _, count in size.defects)
     responses = singles * (2 if config.needs_library else 1)
-    spectra = (1 - refused) * settings.superposed_per_host + settings.mass_only_per_host + responses
-    superposed, fallback = [work("spectra", spectra)], 0.0
+    spectra = settings.superposed_per_host + settings.mass_only_per_host + responses
+    superposed = [work("spectra", spectra)]
     if settings.atoms_min is not None:
         superposed.append(work("phonons_host", size.n_superposed / size.n_sites))
-    drawn = _drawn(cells, wanted)
-    drawn = drawn[drawn + 1 / cells.atoms_max <= settings.concentration_max + 1e-9]
-    if settings.superposed_per_host and refused and len(drawn):
-        fallback = refused * settings.fallback_per_host
-        # Superposition is worst for the hosts that are refused: probing misses in those first.
-        unprobed = by_differences(settings.fallback_per_host, drawn, np.minimum(missed(drawn), refused))
-        superposed += [work("relax", fallback), work("probed", fallback), unprobed]
     probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [
         Load("library", tuple(of_library), singles),
         Load("relax", (*of_relax, work("relax", doped)), 1 + doped),
         Load("phonons", (*of_phonons, by_differences(direct, of_direct), *probed), 1 + doped),
-        Load("superposed", tuple(superposed), fallback + spectra),
+        Load("superposed", tuple(superposed), spectra),
     ]
 
 

@@ -11,20 +11,15 @@ from defectnet.config import Config
 from defectnet.supercells import HostPlan
 
 
-def expected_items(config: Config, plan: HostPlan, superposes: bool = True) -> dict[str, list[str]]:
-    """Items of a host by stage (:data:`~defectnet.layout.RECORD_STAGES`), if nothing fails.
-
-    Whether superposition ``superposes`` a host well enough is known only after its comparison; where it does not,
-    the host gets ``probed-K`` in place of ``superposed-K``.
-    """
+def expected_items(config: Config, plan: HostPlan) -> dict[str, list[str]]:
+    """Items of a host by stage (:data:`~defectnet.layout.RECORD_STAGES`), if nothing fails."""
     settings = config.superposition
     supercells = [PRISTINE, *(f"doped-{number}" for number in range(len(plan.plans)))]
     wide = [WIDE] if settings.atoms_min is not None else []
-    superposed = [COMPARISON, *wide, RESPONSES, *_chunks("mass_only", settings.mass_only_per_host)]
-    if superposes:
-        superposed += _chunks("superposed", settings.superposed_per_host)
-    elif settings.superposed_per_host:
-        superposed += [f"probed-{number}" for number in range(settings.fallback_per_host)]
+    spectra = [
+        *_chunks("mass_only", settings.mass_only_per_host),
+        *_chunks("superposed", settings.superposed_per_host),
+    ]
     defects = [
         f"{candidate.dopant}@{symbol}{site}"
         for candidate in plan.candidates
@@ -35,7 +30,7 @@ def expected_items(config: Config, plan: HostPlan, superposes: bool = True) -> d
         "library": defects if config.needs_library else [],
         "relax": supercells,
         "phonons": supercells,
-        "superposed": superposed,
+        "superposed": [COMPARISON, *wide, RESPONSES, *spectra],
     }
 
 

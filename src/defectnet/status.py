@@ -270,7 +270,6 @@ def _tally(
     since: float,
 ) -> _Tally:
     tally = _Tally()
-    probing = {host for of, host, _, _ in files.partial if of == stage == "superposed"}
     for batch, members in batches.items():
         lines = None
         if (stage, batch) in files.manifests:
@@ -286,8 +285,7 @@ def _tally(
             tally.troubles += [entry for entry in known.values() if entry.status != "done"]
             if host not in plans:
                 continue
-            superposes = host not in probing and not any(item.startswith("probed-") for item in known)
-            expected = expected_items(config, plans[host], superposes)[stage]
+            expected = expected_items(config, plans[host])[stage]
             if lines is not None:  # it says what could not be made; it may be of a plan with fewer items
                 expected = [item for item in expected if _kind(item) in set(map(_kind, known))]
             missing = [item for item in expected if item not in known]
@@ -317,8 +315,6 @@ def _on_record(files: _Files, stage: str, host: str, since: float, tally: _Tally
             files.damaged += 1
             continue
         item, status = header["item"], header["status"]
-        if item.startswith("probed-") and status == "done" and "fidelity" not in header:
-            continue  # only its relaxation
         known[item] = Entry(host, item, status, reason=header.get("reason", ""))
     return known
 

@@ -130,7 +130,7 @@ def _cells(host, dopants):
 
 
 def test_fewer_dopants_take_less_to_correct(learned):
-    """Superposition and probing fail where dopants are close to each other, and never for a single one."""
+    """Probing fails where dopants are close to each other, and never for a single one."""
     row, told = CURATED["Si-diamond"], {}
     error = Fit(coefficients=(3.0,), spread=1.0, hosts=5)
     learned = learned.model_copy(update={"error": error, "error_probed": 0.3})
@@ -142,17 +142,7 @@ def test_fewer_dopants_take_less_to_correct(learned):
     def amount(dopants, stage, kind):
         return sum(amount for name, amount in told[dopants][stage].parts if name == kind)
 
-    assert amount(1, "superposed", "relax") == 0 < amount(2, "superposed", "relax") < amount(6, "superposed", "relax")
-    assert amount(1, "superposed", "spectra") > amount(2, "superposed", "spectra") > amount(6, "superposed", "spectra")
     assert amount(1, "phonons", "direct") < amount(2, "phonons", "direct") < amount(6, "phonons", "direct")
-
-
-def test_superposition_that_nothing_is_compared_with_is_taken_as_it_is(learned):
-    settings = parse_config({"phonons": {"direct_per_host": 0}, "superposition": {"superposed_per_host": 7}}, "test")
-    size = Size.of(CURATED["Si-diamond"], None, settings)
-    superposed = loads(size, None, settings, learned)[-1]
-    singles = settings.dopants.n_type + settings.dopants.p_type
-    assert superposed.results == 7 + 2 * singles and [kind for kind, _ in superposed.parts] == ["spectra"]
 
 
 def test_a_fit_of_one_term_is_the_mean_ratio():

@@ -7,6 +7,7 @@ Superposed spectra may be of larger supercells than the one the single defects w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from defectnet.batches.library import Library
-from defectnet.batches.phonons import Ground, phonons_of_doped
+from defectnet.batches.phonons import Ground
 from defectnet.batches.pristine import pristine_phonons
-from defectnet.batches.relax import relax_one
 from defectnet.batches.worker import PRISTINE, Job, modes_of, problem_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -52,16 +52,15 @@ def superpose_batch(
     Items of a host: ``comparison``; ``pristine-wide``, the host in the supercell of the spectra that follow, if that is
     another one than the library's; ``responses``, the spectra of all single substitutions, of the dopant's mass only
     and, where the library has it, of the whole defect; ``mass_only-K`` and ``superposed-K``, each up to
-    :data:`SPECTRA_PER_RECORD` spectra, or, where the median error of superposition exceeds
-    ``superposition.error_max``, ``probed-K``, each one supercell that is relaxed and probed instead.
+    :data:`SPECTRA_PER_RECORD` spectra, the superposed ones of dopings up to :func:`concentration_limit`.
 
     Arrays of ``comparison``, one entry per direct spectrum: the fields of
     :class:`~defectnet.phonons.comparison.Comparison`, ``total_doping`` and ``number`` of the doped cell. Arrays of
     ``superposed-K``, ``mass_only-K`` and ``responses``: ``energies_meV`` [S, M], ``weights`` [S, M, E],
     ``concentrations`` [S, E], ``imaginary_modes`` and ``energy_lowest_meV`` [S], ``sites`` and ``dopants`` (atomic
     numbers) [S, D], padded with -1 and 0. ``responses`` have also ``site_share`` [S], the share of the replaced
-    element's sites that are equivalent to the substituted one. Records of ``pristine-wide`` and ``probed-K`` are those
-    of stage ``phonons``.
+    element's sites that are equivalent to the substituted one. Records of ``pristine-wide`` are those of stage
+    ``phonons``.
     """
     job = Job.of(config, store)
     settings = config.superposition
@@ -93,15 +92,40 @@ def superpose_batch(
                 continue
             wide = wide.into(matrix, modes.arrays["force_constants"].astype(float))
         entries.append(_responses(job, pristine, plan, ground.library, wide))
-        entries += _spectra(job, "mass_only", settings.mass_only_per_host, pristine, plan, ground.library, wide)
-        if not comparison.done or not settings.superposed_per_host:
-            continue
-        errors = comparison.arrays["superposed_l1"]
-        if len(errors) and np.median(errors) > settings.error_max:
-            entries += _probed(job, relaxation, relaxed, plan, ground)
-        else:
-            entries += _spectra(job, "superposed", settings.superposed_per_host, pristine, plan, ground.library, wide)
+        spectra = partial(_spectra, job, pristine, plan, ground.library, wide)
+        entries += spectra("mass_only", settings.mass_only_per_host, settings.concentration_max)
+        if comparison.done:
+            others = comparison.arrays["total_doping"] - 1 / plan.n_sites
+            errors = comparison.arrays["superposed_l1"]
+            limit = concentration_limit(errors, others, settings.concentration_max, settings.error_max)
+            if limit < min(settings.concentration_max, 2 / len(wide.folding)):
+                entries += _too_far_off(host, settings.superposed_per_host, errors)
+            else:
+                entries += spectra("superposed", settings.superposed_per_host, limit)
     return entries
+
+
+def _too_far_off(host: str, count: int, errors: np.ndarray) -> list[Entry]:
+    """In place of spectra where not even two dopants can be superposed; of single ones there are the responses."""
+    reason = f"superposition is off by {np.median(errors):.0%} of what doping changes (superposition.error_max)"
+    items = range(-(-count // SPECTRA_PER_RECORD))
+    return [Entry(host, f"superposed-{number}", "skipped", reason=reason) for number in items]
+
+
+def concentration_limit(errors: np.ndarray, others: np.ndarray, concentration_max: float, error_max: float) -> float:
+    """Highest total concentration, as a fraction, at which a host's superposed spectra are good enough.
+
+    Parameters: ``errors`` of superposed spectra of doped cells, as shares of what doping changed, and the concentration
+    of the ``others`` in each cell, besides any one dopant, to which they are proportional: a single dopant is exact.
+    Starting from ``concentration_max`` it is halved until the median error is expected below ``error_max``; in such
+    steps, so that what changes errors a little changes no arrangement.
+    """
+    several = others > 1e-9
+    slope = float(np.median(errors[several] / others[several])) if several.any() else 0.0
+    limit = concentration_max
+    while slope * limit > error_max:
+        limit /= 2
+    return limit
 
 
 def _expansion(config: Config, library: Library) -> np.ndarray | None:
@@ -139,17 +163,21 @@ def _comparison(
             positions = record.arrays.get("positions", relaxed.arrays["positions"])
             row = compare(library.superpose, plan.plans[number], modes_of(record), positions, spectra)
             rows.append({"number": number, "total_doping": len(plan.plans[number].sites) / plan.n_sites, **vars(row)})
-        names = rows[0] if rows else ("superposed_l1",)
+        names = rows[0] if rows else ("superposed_l1", "total_doping")
         return Record({"status": "done", "cost": {}}, {name: np.array([row[name] for row in rows]) for name in names})
 
     return job.item("superposed", plan.host_id, COMPARISON, key, compute, with_potential=False)
 
 
-def _draw(job: Job, plan: HostPlan, symbols: Sequence[str], candidates: Sequence[Candidate], number: int) -> Plan:
-    """Arrangement ``number`` of a host, the same for every fidelity. Raises :class:`PhysicsError` where none fits."""
+def _draw(
+    job: Job, plan: HostPlan, symbols: Sequence[str], candidates: Sequence[Candidate], limit: float, number: int
+) -> Plan:
+    """Arrangement ``number`` of a host with a total concentration up to ``limit``.
+
+    The same for every fidelity. Raises :class:`PhysicsError` where none fits.
+    """
     supercells = job.config.supercells
-    total = min(supercells.concentration_max, job.config.superposition.concentration_max)
-    settings = supercells.model_copy(update={"concentration_max": total})
+    settings = supercells.model_copy(update={"concentration_max": min(supercells.concentration_max, limit)})
     rng = generator(job.config.run.seed, plan.host_id, "superposed", str(number))
     try:
         return plan_substitutions(symbols, candidates, settings, rng)
@@ -201,9 +229,19 @@ def _responses(job: Job, pristine: Entry, plan: HostPlan, library: Library, wide
 
 
 def _spectra(
-    job: Job, fidelity: str, count: int, pristine: Entry, plan: HostPlan, library: Library, wide: Superposition
+    job: Job,
+    pristine: Entry,
+    plan: HostPlan,
+    library: Library,
+    wide: Superposition,
+    fidelity: str,
+    count: int,
+    limit: float,
 ) -> list[Entry]:
-    """``count`` spectra of random arrangements, superposed or of changed masses only, in records of many."""
+    """``count`` spectra of random arrangements, superposed or of changed masses only, in records of many.
+
+    Total concentrations go up to ``limit``.
+    """
     candidates = library.candidates(plan) if fidelity == "superposed" else list(plan.candidates)
     if not candidates:
         return []
@@ -212,7 +250,7 @@ def _spectra(
         "fidelity": fidelity,
         "candidates": [[candidate.dopant, candidate.replaces] for candidate in candidates],
         "supercells": config.supercells.model_dump(exclude={"doped_per_host", "atoms_min", "atoms_max"}),
-        "concentration_max": config.superposition.concentration_max,
+        "concentration_max": limit,
         "seed": config.run.seed,
         **_inputs(pristine, library, fidelity == "superposed"),
     }
@@ -221,7 +259,7 @@ def _spectra(
         numbers = range(first, min(first + SPECTRA_PER_RECORD, count))
 
         def compute(_checkpoint: Path, numbers: range = numbers) -> Record:
-            plans = [_draw(job, plan, symbols, candidates, number) for number in numbers]
+            plans = [_draw(job, plan, symbols, candidates, limit, number) for number in numbers]
             modes = [_modes(one, fidelity, wide) for one in track(plans, f"{fidelity} spectra of {plan.host_id}")]
             return _many(modes, plans, len(symbols), fidelity)
 
@@ -255,24 +293,3 @@ def _many(modes: Sequence[Modes], plans: Sequence[Plan], n_atoms: int, fidelity:
     }
     header = {"status": "done", "fidelity": fidelity, "spectra": len(plans), "elements": elements, "n_atoms": n_atoms}
     return Record(header | {"cost": {}}, arrays)
-
-
-def _probed(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, ground: Ground) -> list[Entry]:
-    """Supercells that are relaxed and probed, because superposition alone is too far off for this host."""
-    candidates = ground.library.candidates(plan)
-    symbols = list(ground.library.superpose.folding.atoms.symbols)
-    entries = []
-    for number in range(job.config.superposition.fallback_per_host if candidates else 0):
-        item = f"probed-{number}"
-        try:
-            one = _draw(job, plan, symbols, candidates, number)
-        except PhysicsError as error:
-            entries.append(Entry(plan.host_id, item, "skipped", reason=str(error)))
-            continue
-        entry, record = relax_one(job, "superposed", item, relaxation, relaxed, plan, one, ground.library)
-        problem = problem_of(record)
-        if problem:
-            entries.append(Entry(plan.host_id, item, "skipped", reason=f"relaxation: {problem}"))
-        else:
-            entries.append(phonons_of_doped(job, "superposed", entry, record, one, ground, probed=True)[0])
-    return entries
