@@ -115,13 +115,12 @@ class Calibration:
                 needed = size.orbits[[atom for atom, _ in plan.orbits].index(header["site"])][1]
             if kind == "relax_host":
                 atoms = size.n_primitive
-            if kind in ("direct", "probed") and stage == "phonons":
+            if kind in ("direct", "probed"):
                 others = other_dopants(plan.plans[int(entry.item.removeprefix("doped-"))], plan.n_sites)
                 needed = float(needed_displacements(size, np.array(others)))
                 if kind == "probed" and others:
                     self.probed.append((others, header["fidelity"] == "direct"))
-            # Left out: cells of a single dopant, and what stage superposed did not even try to probe. They are too
-            # symmetric to tell what others take.
+            # Left out: cells of a single dopant, which are too symmetric to tell what others take.
             if kind != "direct" or others:
                 self.work[kind].append((entry.host, terms(kind, size, config, needed), atoms * evaluations))
             # What is computed once besides would be taken for the speed of a few atoms.
@@ -129,7 +128,7 @@ class Calibration:
                 spent = header["quality"]["force_evaluations"] if kind in ("direct", "probed") else evaluations
                 key = speed_key(config, header["cost"]["device"])
                 self.speed[key][kind].append((entry.host, (atoms * spent,), wall))
-        per_spectrum = size.n_superposed if kind == "spectra" else size.n_sites
+        per_spectrum = size.n_wide if kind == "spectra" else size.n_sites
         self.bytes[stage].append(size_bytes / per_spectrum / spectra)
         self.memory[stage].append((per_spectrum, header["cost"]["peak_mb"]))
 

@@ -172,6 +172,13 @@ class Phonons(Block):
     symprec_A: float = Field(
         1e-3, gt=0, le=0.1, description="Tolerance of the symmetry search that saves displacements."
     )
+    atoms_min: int | None = Field(
+        None,
+        ge=1,
+        le=5000,
+        description="Spectra are of the supercells repeated until they have this many atoms, with the host's forces "
+        "from one to the next; null: of the supercells as they are.",
+    )
     direct_per_host: int = Field(
         2,
         ge=0,
@@ -197,12 +204,6 @@ class Superposition(Block):
     superposed_per_host: int = Field(1000, ge=0, description="Superposed spectra per host; 0: none.")
     mass_only_per_host: int = Field(
         0, ge=0, description="Spectra per host with the host's force constants and the dopants' masses."
-    )
-    atoms_min: int | None = Field(
-        None,
-        ge=1,
-        le=5000,
-        description="Superposed supercells have this many atoms to a quarter more; null: those of the single defects.",
     )
     concentration_max: float = Field(
         0.125, gt=0, le=1, description="Highest total concentration that is superposed, as a fraction."

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from scipy.optimize import nnls
 from scipy.special import ndtr
 
-from defectnet.batches.superposed import WIDER
 from defectnet.config import Config, Supercells
 from defectnet.dopants import Candidate
 from defectnet.errors import InputError
@@ -72,6 +71,9 @@ START_S = 10.0
 
 DRAWS = 500
 """Arrangements that stand for those of hosts that have none yet."""
+
+REPEATED = 1.2
+"""Atoms of repeated supercells over the least number, about."""
 
 UNKNOWN_SPREAD = float(np.log(2.0))
 """Spread between hosts where only one was seen."""
@@ -170,13 +172,13 @@ def units(rule: str, config: Config, hosts: Sequence[Host], batches: int) -> flo
 class Size:
     """What the cost of a host depends on.
 
-    n_sites, n_superposed, n_primitive: atoms of its supercell, of that of its superposed spectra, of its primitive cell
+    n_sites, n_wide, n_primitive: atoms of its supercell, of that of its spectra, of its primitive cell
     orbits : element and 6/|S| of every inequivalent site, S being its symmetry
     defects: 6/|S| of the site of single defects that its candidates can make, and how many there are
     """
 
     n_sites: float
-    n_superposed: float
+    n_wide: float
     n_primitive: int
     orbits: tuple[tuple[str, float], ...]
     defects: tuple[tuple[float, float], ...]
@@ -197,10 +199,10 @@ class Size:
         else:
             dopants = Counter(candidate.replaces for candidate in plan.candidates)
         defects = tuple((needed, float(dopants[element])) for element, needed in orbits if dopants[element])
-        cells, least = config.supercells, config.superposition.atoms_min
+        cells, least = config.supercells, config.phonons.atoms_min
         n_sites = plan.n_sites if plan else 0.5 * (cells.atoms_min + cells.atoms_max)
-        n_superposed = 0.5 * (1 + WIDER) * least if least else n_sites
-        return cls(n_sites, n_superposed, n_primitive, orbits, defects)
+        n_wide = REPEATED * max(least, n_sites) if least else n_sites
+        return cls(n_sites, n_wide, n_primitive, orbits, defects)
 
 
 def terms(kind: str, size: Size, config: Config, needed: float = 0.0) -> tuple[float, ...]:
@@ -210,7 +212,7 @@ def terms(kind: str, size: Size, config: Config, needed: float = 0.0) -> tuple[f
     doped one ``needed`` per atom. probed: the most products that are allowed, two evaluations each. spectra:
     diagonalisation, quadratic and cubic.
     """
-    n, modes = size.n_sites, 3.0 * size.n_superposed
+    n, modes = size.n_sites, 3.0 * size.n_wide
     if config.phonons.displacements == "forward":
         needed = 0.5 * needed  # less exactly: where symmetry gives the way back, nothing is saved
     return {
@@ -287,13 +289,13 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
         of_library, of_relax, of_phonons = [], host[:1], host[1:]
     else:
         of_library, of_relax, of_phonons = [*host, *defects], [], []
+    if config.phonons.atoms_min is not None:
+        of_phonons.append(work("phonons_host", size.n_wide / size.n_sites))
     # Besides those that are asked for, every single substitution has two: of its mass only and of the whole defect.
     singles = sum(count for _, count in size.defects)
     responses = singles * (2 if config.needs_library else 1)
     spectra = settings.superposed_per_host + settings.mass_only_per_host + responses
     superposed = [work("spectra", spectra)]
-    if settings.atoms_min is not None:
-        superposed.append(work("phonons_host", size.n_superposed / size.n_sites))
     probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [
         Load("library", tuple(of_library), singles),

@@ -5,8 +5,8 @@ Items are called as :mod:`defectnet.batches` calls them, and stand in the order 
 
 from __future__ import annotations
 
-from defectnet.batches import COMPARISON, PRISTINE
-from defectnet.batches.superposed import RESPONSES, SPECTRA_PER_RECORD, WIDE
+from defectnet.batches import COMPARISON, PRISTINE, RESPONSES, WIDE
+from defectnet.batches.superposed import SPECTRA_PER_RECORD
 from defectnet.config import Config
 from defectnet.supercells import HostPlan
 
@@ -15,7 +15,7 @@ def expected_items(config: Config, plan: HostPlan) -> dict[str, list[str]]:
     """Items of a host by stage (:data:`~defectnet.layout.RECORD_STAGES`), if nothing fails."""
     settings = config.superposition
     supercells = [PRISTINE, *(f"doped-{number}" for number in range(len(plan.plans)))]
-    wide = [WIDE] if settings.atoms_min is not None else []
+    wide = [WIDE] if config.phonons.atoms_min is not None else []
     spectra = [
         *_chunks("mass_only", settings.mass_only_per_host),
         *_chunks("superposed", settings.superposed_per_host),
@@ -29,8 +29,8 @@ def expected_items(config: Config, plan: HostPlan) -> dict[str, list[str]]:
     return {
         "library": defects if config.needs_library else [],
         "relax": supercells,
-        "phonons": supercells,
-        "superposed": [COMPARISON, *wide, RESPONSES, *spectra],
+        "phonons": [PRISTINE, *wide, *supercells[1:]],
+        "superposed": [COMPARISON, RESPONSES, *spectra],
     }
 
 

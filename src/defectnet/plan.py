@@ -122,7 +122,7 @@ def _potential_rules(
             for host_id in ids:
                 if host_id in sizes:
                     load, size = of_hosts[host_id][number], sizes[host_id]
-                    atoms = size.n_superposed if stage == "superposed" else size.n_sites
+                    atoms = size.n_wide if stage == "superposed" else size.n_sites
                     job += seconds(load, costs, speed)
                     disk_mb += load.results * atoms * costs.bytes.get(stage, 0.0) / 1e6
                     largest = max(largest, atoms)

@@ -185,6 +185,26 @@ def expansion_matrix(
     return matrix if np.linalg.det(matrix) > 0 else -matrix
 
 
+def repetition(cell: np.ndarray, n_atoms: int, atoms_min: int) -> np.ndarray:
+    """How often to repeat a supercell along its vectors, [3] integers, until it has ``atoms_min`` atoms.
+
+    Parameters: ``cell`` [3, 3] in Å (rows), its number of atoms. Among repetitions to at most half as many atoms again
+    whose shape (see :func:`expansion_matrix`) is within 5 % of the best, the one with the fewest atoms.
+    """
+    least = -(-atoms_min // n_atoms)
+    most = -(-3 * least // 2)
+    times = [
+        (a, b, c)
+        for a in range(1, most + 1)
+        for b in range(1, most // a + 1)
+        for c in range(-(-least // (a * b)), most // (a * b) + 1)
+    ]
+    grown = [np.diag(k) @ cell for k in times]
+    shapes = [np.linalg.norm(minkowski_reduce(one)[0], axis=1).min() / np.linalg.det(one) ** (1 / 3) for one in grown]
+    good = [k for k, shape in zip(times, shapes, strict=True) if shape >= (1 - SHAPE_TOLERANCE) * max(shapes)]
+    return np.array(min(good, key=lambda k: (np.prod(k), k)))
+
+
 def _no_multiple(n_primitive: int, atoms_min: int, atoms_max: int) -> str:
     above = -(-atoms_min // n_primitive) * n_primitive
     below = atoms_max // n_primitive * n_primitive

@@ -899,14 +899,16 @@ def test_comparison_without_its_direct_record_is_not_remembered(copied_run, arra
 
 
 def test_responses_are_spectra_of_single_substitutions(copied_run, two, arranged, cheap, tmp_path, evaluated):
-    """In a supercell four times the size of the one where the single defects were computed; only the host is new."""
-    larger = changed(cheap, hosts={"per_batch": 2}, superposition={"atoms_min": 64})
-    entries = superpose_again(copied_run, arranged, larger)
-    assert len(evaluated) == 2 * (2 + 1)  # two atoms move, one way each: rock salt has inversion centres
+    """In a supercell four times the size of the one that is computed, which doped cells are repeated to."""
+    larger = changed(cheap, hosts={"per_batch": 2}, phonons={"atoms_min": 64})
+    library = library_batch(two, arranged, larger, copied_run.store)
+    assert evaluated == [] and library == copied_run.library
+    phonons = phonon_batch(copied_run.relaxations, arranged, larger, copied_run.store, library)
+    entries = superpose_again(replace(copied_run, phonons=phonons), arranged, larger)
     copy_records(copied_run.store, tmp_path / "records")
     layout = Layout(tmp_path)
     write_plans(layout, "batch-00000", arranged)
-    stages = ("library", copied_run.library), ("phonons", copied_run.phonons), ("superposed", entries)
+    stages = ("library", library), ("phonons", phonons), ("superposed", entries)
     for stage, made in stages:
         write_manifest(layout.batch(stage, "batch-00000"), made)
     aggregate(two, larger, layout)

@@ -24,6 +24,7 @@ from defectnet.supercells import (
     lowest_concentration,
     plan_host,
     plan_substitutions,
+    repetition,
 )
 
 FCC = np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]]) * 5.43
@@ -146,6 +147,16 @@ def test_expansion_contract(lattice, low, high):
     gram = rows @ rows.T
     assert (2 * np.abs(gram - np.diag(np.diag(gram))) <= np.minimum.outer(np.diag(gram), np.diag(gram)) + 1e-6).all()
     assert (matrix == expansion_matrix(lattice, 2, low, high)).all()
+
+
+@pytest.mark.parametrize(("n_atoms", "least"), [(2, 100), (32, 200), (40, 200), (250, 200)])
+def test_repetitions_are_compact_and_just_large_enough(n_atoms, least):
+    cube, rod = np.eye(3) * 6.0, np.diag([4.0, 4.0, 16.0])
+    for cell in (cube, rod):
+        times = repetition(cell, n_atoms, least)
+        assert least <= n_atoms * times.prod() <= 1.5 * least + 2 * n_atoms
+    assert len(set(repetition(cube, 32, 250))) == 1
+    assert repetition(rod, 32, 500).tolist() == [4, 4, 1]
 
 
 def test_cubic_hosts_get_cubic_supercells():

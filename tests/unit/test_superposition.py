@@ -15,6 +15,7 @@ from defectnet.phonons.blocks import Blocks, unfold
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.phonons.hessian import reference_phonons
 from defectnet.phonons.library import single_defect
+from defectnet.phonons.modes import diagonalise
 from defectnet.phonons.superposition import Defect, Superposition
 from defectnet.relaxation import relax_defect, relax_host
 from defectnet.supercells import Plan, apply
@@ -213,3 +214,45 @@ def test_in_another_supercell_sum_rule_and_symmetry_stay(small, model):
     np.testing.assert_allclose(hessian, hessian.T, atol=1e-9)
     np.testing.assert_allclose(as_blocks(hessian).sum(axis=1), 0, atol=1e-2)
     assert np.abs(hessian - host.matrix).max() > 0.5
+
+
+def test_repeated_it_is_the_same_crystal(model):
+    """A cell of 12.3 Å knows all that doping changes if forces end at 6 Å."""
+    primitive = Atoms("Cu", cell=[4.1, 4.1, 4.1], pbc=True)
+    plan = Plan((0, 5), ("Zn", "Zn"))
+    matrices = 3 * ONE, np.diag([3, 6, 3])
+    atoms = [Folding.of(primitive, matrix).atoms for matrix in matrices]
+    hosts = [exact_hessian(model, one) for one in atoms]
+    small, wide = (
+        Superposition(primitive, matrix, as_blocks(host)[:1], []) for matrix, host in zip(matrices, hosts, strict=True)
+    )
+    larger, positions = wide.repeated(small, plan, atoms[0].positions)
+    assert len(larger.sites) == 4
+    np.testing.assert_allclose(positions, atoms[1].positions)
+    exact = exact_hessian(model, apply(larger, atoms[1]))
+    found = wide.repeated_hessian(small, exact_hessian(model, apply(plan, atoms[0])))
+    assert np.linalg.norm(found - exact) < 1e-9 * np.linalg.norm(exact - hosts[1])
+
+
+def test_repeated_it_has_the_modes_of_the_smaller_supercell(small, model):
+    """Also where all forces reach beyond it."""
+    plan = Plan((3, 12), ("K", "F"))
+    doped = relax_defect(small.start(plan), model, TIGHT).atoms
+    hessian = reference_phonons(doped, ONE, model, FINE, 256).hessian.matrix
+    modes = diagonalise(hessian, doped.get_masses(), list(doped.symbols))
+    matrix = np.diag([2, 4, 2])
+    host = reference_phonons(small.superposition.primitive, matrix, model, FINE, 256).hessian
+    wide = small.superposition.into(matrix, host.compact)
+    larger, positions = wide.repeated(small.superposition, plan, doped.positions)
+    atoms = apply(larger, wide.folding.atoms)
+    assert atoms.get_chemical_formula() == (doped * (1, 2, 1)).get_chemical_formula()
+    repeated = Atoms(atoms.symbols, positions, cell=atoms.cell, pbc=True)
+    assert model.evaluate([repeated]).forces[0] == pytest.approx(0, abs=1e-3)
+    found = wide.repeated_hessian(small.superposition, hessian)
+    np.testing.assert_allclose(found, found.T, atol=1e-9)
+    of_wide = diagonalise(found, atoms.get_masses(), list(atoms.symbols)).energies_meV
+    assert np.abs(of_wide[:, None] - modes.energies_meV).min(axis=0).max() < 0.01
+    # At the other wave vectors they are interpolated: better than without the dopants.
+    exact = reference_phonons(repeated, ONE, model, FINE, 256).modes.energies_meV
+    masses_only = diagonalise(host.matrix, atoms.get_masses(), list(atoms.symbols)).energies_meV
+    assert np.abs(of_wide - exact).mean() < 0.1 * np.abs(masses_only - exact).mean()

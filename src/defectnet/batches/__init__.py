@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from defectnet.batches.library import library_batch
 from defectnet.batches.phonons import phonon_batch
+from defectnet.batches.pristine import WIDE
 from defectnet.batches.relax import relax_batch
-from defectnet.batches.superposed import COMPARISON, RESPONSES, WIDE, superpose_batch
+from defectnet.batches.superposed import COMPARISON, RESPONSES, superpose_batch
 from defectnet.batches.worker import PRISTINE, atoms_of, modes_of, structure_of
 from defectnet.config import Config
 from defectnet.errors import InputError

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 
 from defectnet.batches.worker import (
     PRISTINE,
@@ -17,12 +18,17 @@ from defectnet.batches.worker import (
     relaxation_record,
     structure_of,
 )
+from defectnet.config import Config
 from defectnet.digests import digest
 from defectnet.hosts.sheet import Host
 from defectnet.phonons.hessian import reference_phonons
 from defectnet.phonons.modes import Modes
 from defectnet.records import PHYSICS_VERSION, Entry, Record
 from defectnet.relaxation import relax_host
+from defectnet.supercells import repetition
+
+WIDE = "pristine-wide"
+"""The host in the supercell of all spectra, where that is not the one that the potential computes."""
 
 
 def pristine_relaxation(job: Job, host: Host) -> tuple[Entry, Record]:
@@ -37,10 +43,16 @@ def pristine_relaxation(job: Job, host: Host) -> tuple[Entry, Record]:
     return job.item("relax", host.id, PRISTINE, key, compute, partial(enough_steps, job))
 
 
+def wide_matrix(config: Config, matrix: np.ndarray, primitive: Atoms) -> np.ndarray:
+    """Expansion matrix of the supercell of all spectra: the supercell ``matrix`` repeated to ``phonons.atoms_min``."""
+    n_atoms = round(abs(np.linalg.det(matrix))) * len(primitive)
+    return np.diag(repetition(matrix @ primitive.cell.array, n_atoms, config.phonons.atoms_min)) @ matrix
+
+
 def pristine_phonons(
-    job: Job, relaxation: Entry, relaxed: Record, matrix: np.ndarray, stage: str = "phonons", item: str = PRISTINE
+    job: Job, relaxation: Entry, relaxed: Record, matrix: np.ndarray, item: str = PRISTINE
 ) -> tuple[Entry, Record]:
-    """Modes and force constants of a host's undoped supercell ``matrix``."""
+    """Modes and force constants of a host's undoped supercell ``matrix``, a record of stage ``phonons``."""
     key = digest(**phonon_inputs(job), relaxation=relaxation.key, expansion=matrix)
 
     def compute(checkpoint: Path) -> Record:
@@ -51,7 +63,7 @@ def pristine_phonons(
         record.arrays["force_constants"] = result.hessian.compact.astype(np.float32)
         return record
 
-    return job.item(stage, relaxation.host, item, key, compute)
+    return job.item("phonons", relaxation.host, item, key, compute)
 
 
 def phonon_inputs(job: Job) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Stage ``superposed``: how good superposition is for each host, and the spectra it yields.
 
 Superposed spectra may be of larger supercells than the one the single defects were computed in
-(``superposition.atoms_min``), for low concentrations and less scatter between arrangements.
+(``phonons.atoms_min``), for low concentrations and less scatter between arrangements.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 from ase.data import atomic_numbers
 
-from defectnet.batches.library import Library
 from defectnet.batches.phonons import Ground
-from defectnet.batches.pristine import pristine_phonons
+from defectnet.batches.pristine import WIDE
 from defectnet.batches.worker import PRISTINE, Job, modes_of, problem_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -29,14 +28,11 @@ from defectnet.phonons.superposition import Superposition
 from defectnet.progress import track
 from defectnet.records import PHYSICS_VERSION, Entry, Record, RecordStore
 from defectnet.seeds import generator
-from defectnet.supercells import HostPlan, Plan, apply, expansion_matrix, plan_substitutions
+from defectnet.supercells import HostPlan, Plan, apply, plan_substitutions
 
 COMPARISON = "comparison"
 RESPONSES = "responses"
-WIDE = "pristine-wide"
 SPECTRA_PER_RECORD = 100
-WIDER = 1.25
-"""Superposed supercells have ``superposition.atoms_min`` to this many times as many atoms."""
 
 
 def superpose_batch(
@@ -49,8 +45,7 @@ def superpose_batch(
 ) -> list[Entry]:
     """Compare superposed with direct spectra of every host, and make the spectra that superposition is good for.
 
-    Items of a host: ``comparison``; ``pristine-wide``, the host in the supercell of the spectra that follow, if that is
-    another one than the library's; ``responses``, the spectra of all single substitutions, of the dopant's mass only
+    Items of a host: ``comparison``; ``responses``, the spectra of all single substitutions, of the dopant's mass only
     and, where the library has it, of the whole defect; ``mass_only-K`` and ``superposed-K``, each up to
     :data:`SPECTRA_PER_RECORD` spectra, the superposed ones of dopings up to :func:`concentration_limit`.
 
@@ -59,8 +54,7 @@ def superpose_batch(
     ``superposed-K``, ``mass_only-K`` and ``responses``: ``energies_meV`` [S, M], ``weights`` [S, M, E],
     ``concentrations`` [S, E], ``imaginary_modes`` and ``energy_lowest_meV`` [S], ``sites`` and ``dopants`` (atomic
     numbers) [S, D], padded with -1 and 0. ``responses`` have also ``site_share`` [S], the share of the replaced
-    element's sites that are equivalent to the substituted one. Records of ``pristine-wide`` are those of stage
-    ``phonons``.
+    element's sites that are equivalent to the substituted one.
     """
     job = Job.of(config, store)
     settings = config.superposition
@@ -68,37 +62,24 @@ def superpose_batch(
     entries = []
     for relaxation in relaxations:
         host = relaxation.host
-        if relaxation.item != PRISTINE or (host, PRISTINE) not in computed:
+        needed = [PRISTINE] if config.phonons.atoms_min is None else [PRISTINE, WIDE]
+        if relaxation.item != PRISTINE or not all((host, item) in computed for item in needed):
             continue
-        pristine = computed[host, PRISTINE]
-        relaxed, modes = store.find("relax", host, relaxation.key), store.find("phonons", host, pristine.key)
-        if relaxed is None or modes is None:
+        relaxed, plan = store.find("relax", host, relaxation.key), plans[host]
+        modes = [store.find("phonons", host, computed[host, item].key) for item in needed]
+        if relaxed is None or None in modes:
             entries.append(Entry(host, COMPARISON, "skipped", reason=problem_of(None)))
             continue
-        plan = plans[host]
-        ground = Ground.of(store, relaxed, modes, plan, library)
-        entry, comparison = _comparison(job, plan, ground.library, computed)
-        entries.append(entry)
-        try:
-            matrix = _expansion(config, ground.library)
-        except InputError as error:
-            entries.append(Entry(host, WIDE, "skipped", reason=str(error)))
-            continue
-        wide = ground.library.superpose
-        if matrix is not None:
-            pristine, modes = pristine_phonons(job, relaxation, relaxed, matrix, "superposed", WIDE)
-            entries.append(pristine)
-            if not modes.done:
-                continue
-            wide = wide.into(matrix, modes.arrays["force_constants"].astype(float))
-        entries.append(_responses(job, pristine, plan, ground.library, wide))
-        spectra = partial(_spectra, job, pristine, plan, ground.library, wide)
+        ground = Ground.of(job, relaxed, plan, library, computed[host, needed[-1]].key, *modes)
+        entry, comparison = _comparison(job, plan, ground, computed)
+        entries += [entry, _responses(job, plan, ground)]
+        spectra = partial(_spectra, job, plan, ground)
         entries += spectra("mass_only", settings.mass_only_per_host, settings.concentration_max)
         if comparison.done:
             others = comparison.arrays["total_doping"] - 1 / plan.n_sites
             errors = comparison.arrays["superposed_l1"]
             limit = concentration_limit(errors, others, settings.concentration_max, settings.error_max)
-            if limit < min(settings.concentration_max, 2 / len(wide.folding)):
+            if limit < min(settings.concentration_max, 2 / len(ground.wide.folding)):
                 entries += _too_far_off(host, settings.superposed_per_host, errors)
             else:
                 entries += spectra("superposed", settings.superposed_per_host, limit)
@@ -128,22 +109,11 @@ def concentration_limit(errors: np.ndarray, others: np.ndarray, concentration_ma
     return limit
 
 
-def _expansion(config: Config, library: Library) -> np.ndarray | None:
-    """Expansion matrix of the supercell of superposed spectra, if it is another one than that of the library.
-
-    Raises :class:`InputError` if no size in the range fits the host.
-    """
-    least, primitive = config.superposition.atoms_min, library.superpose.primitive
-    if least is None:
-        return None
-    rotations = library.superpose.group.rotations
-    return expansion_matrix(primitive.cell.array, len(primitive), least, int(WIDER * least), rotations)
-
-
 def _comparison(
-    job: Job, plan: HostPlan, library: Library, computed: Mapping[tuple[str, str], Entry]
+    job: Job, plan: HostPlan, ground: Ground, computed: Mapping[tuple[str, str], Entry]
 ) -> tuple[Entry, Record]:
-    """Superposed against direct spectra of the same doped supercells."""
+    """Superposed against direct spectra of the same doped supercells, repeated if these are."""
+    library = ground.library
     numbers = [
         number
         for number in range(min(len(plan.plans), job.config.phonons.direct_per_host))
@@ -161,7 +131,8 @@ def _comparison(
             record = job.store.read("phonons", plan.host_id, phonon_key)
             relaxed = job.store.read("relax", plan.host_id, record.header["relax_key"])
             positions = record.arrays.get("positions", relaxed.arrays["positions"])
-            row = compare(library.superpose, plan.plans[number], modes_of(record), positions, spectra)
+            doped, positions = ground.wide.repeated(library.superpose, plan.plans[number], positions)
+            row = compare(ground.wide, doped, modes_of(record), positions, spectra)
             rows.append({"number": number, "total_doping": len(plan.plans[number].sites) / plan.n_sites, **vars(row)})
         names = rows[0] if rows else ("superposed_l1", "total_doping")
         return Record({"status": "done", "cost": {}}, {name: np.array([row[name] for row in rows]) for name in names})
@@ -185,12 +156,12 @@ def _draw(
         raise PhysicsError(str(error)) from None
 
 
-def _inputs(pristine: Entry, library: Library, superposed: bool) -> dict[str, Any]:
+def _inputs(ground: Ground, superposed: bool) -> dict[str, Any]:
     """What the key of every record of spectra depends on."""
     return {
         "physics": PHYSICS_VERSION,
-        "host": pristine.key,
-        "library": sorted(library.keys.values()) if superposed else [],
+        "host": ground.key,
+        "library": sorted(ground.library.keys.values()) if superposed else [],
     }
 
 
@@ -201,15 +172,14 @@ def _modes(plan: Plan, fidelity: str, wide: Superposition) -> Modes:
     return diagonalise(hessian, doped.get_masses(), list(doped.symbols))
 
 
-def _responses(job: Job, pristine: Entry, plan: HostPlan, library: Library, wide: Superposition) -> Entry:
+def _responses(job: Job, plan: HostPlan, ground: Ground) -> Entry:
     """Spectra of one substitution each, from which follows what a dopant does to the host's spectrum."""
+    library, wide = ground.library, ground.wide
     sites, parents = wide.group.sites, wide.folding.parent
     singles = inequivalent_sites(wide.primitive, plan.candidates)
     rows = [("mass_only", *single) for single in singles]
     rows += [("superposed", *single) for single in singles if single in library.keys]
-    key = digest(
-        fidelity=RESPONSES, singles=[[site, dopant] for site, dopant in singles], **_inputs(pristine, library, True)
-    )
+    key = digest(fidelity=RESPONSES, singles=[[site, dopant] for site, dopant in singles], **_inputs(ground, True))
 
     def compute(_checkpoint: Path) -> Record:
         plans, fidelities, shares = [], [], []
@@ -228,21 +198,13 @@ def _responses(job: Job, pristine: Entry, plan: HostPlan, library: Library, wide
     return job.item("superposed", plan.host_id, RESPONSES, key, compute, with_potential=False)[0]
 
 
-def _spectra(
-    job: Job,
-    pristine: Entry,
-    plan: HostPlan,
-    library: Library,
-    wide: Superposition,
-    fidelity: str,
-    count: int,
-    limit: float,
-) -> list[Entry]:
+def _spectra(job: Job, plan: HostPlan, ground: Ground, fidelity: str, count: int, limit: float) -> list[Entry]:
     """``count`` spectra of random arrangements, superposed or of changed masses only, in records of many.
 
     Total concentrations go up to ``limit``.
     """
-    candidates = library.candidates(plan) if fidelity == "superposed" else list(plan.candidates)
+    wide = ground.wide
+    candidates = ground.library.candidates(plan) if fidelity == "superposed" else list(plan.candidates)
     if not candidates:
         return []
     config, symbols = job.config, list(wide.folding.atoms.symbols)
@@ -252,7 +214,7 @@ def _spectra(
         "supercells": config.supercells.model_dump(exclude={"doped_per_host", "atoms_min", "atoms_max"}),
         "concentration_max": limit,
         "seed": config.run.seed,
-        **_inputs(pristine, library, fidelity == "superposed"),
+        **_inputs(ground, fidelity == "superposed"),
     }
     entries = []
     for first in range(0, count, SPECTRA_PER_RECORD):

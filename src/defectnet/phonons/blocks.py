@@ -72,6 +72,28 @@ def unfold(folding: Folding, origin: int, hessian: np.ndarray, tolerance: float)
     return Blocks(addresses[:, :4], addresses[:, 4:], values)
 
 
+def unfold_all(folding: Folding, hessian: np.ndarray) -> Blocks:
+    """Take a supercell's Hessian [3N, 3N] apart as that of an infinite crystal with the supercell's periodicity.
+
+    Of the images of a pair those with the smallest |r_i - r_j| share its block.
+    """
+    n = len(folding)
+    every = hessian.reshape(n, 3, n, 3).transpose(0, 2, 1, 3)
+    first, second = np.nonzero(np.triu(np.abs(every).max(axis=(2, 3)) > 0))
+    positions, (shifts, steps) = folding.atoms.positions, folding.periods
+    bond, hop = folding.nearby(positions[second] - positions[first])
+    apart = np.linalg.norm(bond[:, None] + steps, axis=2)  # [P, 125]
+    pair, image = np.nonzero(apart <= apart.min(axis=1, keepdims=True) + TIE_A)
+    i, j = first[pair], second[pair]
+    share = np.bincount(pair)[pair]
+    there = folding.lattice[j] + hop[pair] + shifts[image]
+    return Blocks(
+        np.column_stack([folding.parent[i], folding.lattice[i]]),
+        np.column_stack([folding.parent[j], there]),
+        every[i, j] / share[:, None, None],
+    )
+
+
 def fold(blocks: Blocks, folding: Folding, matrix: np.ndarray) -> None:
     """Add blocks, transposes included, to the contiguous Hessian ``matrix`` [3N, 3N] of a supercell, in place."""
     i = folding.index(blocks.first[:, 0], blocks.first[:, 1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -61,8 +62,9 @@ def doped_phonons(
     follow: int,
     rng: np.random.Generator,
     checkpoint: Path | None = None,
+    repeat: Callable[[np.ndarray], Modes] | None = None,
 ) -> DopedPhonons:
-    """Γ modes of a relaxed doped supercell.
+    """Γ modes of a relaxed doped supercell, or those that ``repeat`` makes of its Hessian.
 
     With a ``superposition`` and the plan of the cell, the superposed Hessian is refined by probing; without, or when
     probing would miss ``phonons.probing_tolerance`` at half their price, finite differences give it all. An unstable
@@ -82,6 +84,8 @@ def doped_phonons(
             break
         atoms, followed = lower, followed + 1
         checkpoint = None  # a job that is killed and starts again would take these forces for the first structure's
+    if repeat is not None:
+        modes = repeat(hessian)
     quality |= stability(modes) | {"force_evaluations": evaluations, "followed": followed}
     return DopedPhonons(modes, atoms, fidelity, quality)
 

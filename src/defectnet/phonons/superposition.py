@@ -15,7 +15,7 @@ import numpy as np
 from ase import Atoms
 
 from defectnet.errors import PhysicsError
-from defectnet.phonons.blocks import Blocks, fold, impose_sum_rule
+from defectnet.phonons.blocks import Blocks, fold, impose_sum_rule, unfold_all
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.supercells import Plan, apply
 
@@ -74,6 +74,34 @@ class Superposition:
         may reach farther, which is why they have to be computed anew.
         """
         return Superposition(self.primitive, matrix, force_constants, self.defects.values())
+
+    def repeated(self, smaller: Superposition, plan: Plan, positions: np.ndarray) -> tuple[Plan, np.ndarray]:
+        """A doped smaller supercell of the same host and its ``positions`` in Å, repeated over this supercell."""
+        within = self._within(smaller)
+        dopants = dict(zip(plan.sites, plan.dopants, strict=True))
+        sites = [atom for atom, original in enumerate(within.tolist()) if original in dopants]
+        moved = positions - smaller.folding.atoms.positions
+        larger = Plan(tuple(sites), tuple(dopants[int(within[atom])] for atom in sites))
+        return larger, self.folding.atoms.positions + moved[within]
+
+    def repeated_hessian(self, smaller: Superposition, hessian: np.ndarray) -> np.ndarray:
+        """Hessian [3N, 3N] of a doped smaller supercell of the same host, repeated over this supercell.
+
+        What doping changed, ``hessian`` less the host's, acts between nearest images and is repeated; what reaches
+        farther is the host's here. Its modes are those of the smaller supercell at all wave vectors that fit this one:
+        exact at Γ, and interpolated as phonopy does it elsewhere.
+        """
+        change = unfold_all(smaller.folding, hessian - smaller.hessian)
+        total = self.hessian.copy()
+        for origin in self.folding.lattice[self._within(smaller) == 0] - smaller.folding.lattice[0]:
+            shift = np.append(0, origin)
+            fold(Blocks(change.first + shift, change.second + shift, change.values), self.folding, total)
+        impose_sum_rule(total)
+        return total
+
+    def _within(self, smaller: Superposition) -> np.ndarray:
+        """[N] the atom of a smaller supercell that each atom of this one is a repetition of."""
+        return smaller.folding.index(self.folding.parent, self.folding.lattice)
 
     def needs(self, plan: Plan) -> set[tuple[int, str]]:
         """The (site, dopant) of every single defect that an arrangement is made of."""
