@@ -14,14 +14,21 @@ report: "workflow/report/workflow.rst"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/plan.smk"
-include: "workflow/rules/dopants.smk"
-include: "workflow/rules/supercells.smk"
-include: "workflow/rules/library.smk"
-include: "workflow/rules/relax.smk"
-include: "workflow/rules/phonons.smk"
-include: "workflow/rules/superpose.smk"
-include: "workflow/rules/dataset.smk"
+
+
+# A dataset that is given needs neither hosts nor potential.
+if not LAYOUT.given:
+
+    include: "workflow/rules/plan.smk"
+    include: "workflow/rules/dopants.smk"
+    include: "workflow/rules/supercells.smk"
+    include: "workflow/rules/library.smk"
+    include: "workflow/rules/relax.smk"
+    include: "workflow/rules/phonons.smk"
+    include: "workflow/rules/superpose.smk"
+    include: "workflow/rules/dataset.smk"
+
+
 include: "workflow/rules/train.smk"
 include: "workflow/rules/report.smk"
 

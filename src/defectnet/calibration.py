@@ -52,7 +52,7 @@ class Calibration:
 
     def observe(self, config: Config, hosts: Sequence[Host], batches: Mapping[str, Sequence[str]]) -> None:
         """Take in a run, as far as it has come."""
-        layout, rows = Layout(Path(config.run.results)), {host.id: host for host in hosts}
+        layout, rows = Layout.of(config), {host.id: host for host in hosts}
         for batch in batches:
             try:
                 plans, _ = read_plans(layout.batch("supercells", batch))

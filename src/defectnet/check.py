@@ -5,18 +5,24 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 from defectnet.config import Config, Potential
+from defectnet.dataset.schema import Dataset
 from defectnet.dopants import recommend
 from defectnet.errors import InputError
 from defectnet.hosts.sheet import check_hosts, read_sheet
 
 
 def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
-    """Check host sheet, overrides and potential; yields what was found, line by line.
+    """Check host sheet, overrides and potential, or the dataset that is given; yields what was found, line by line.
 
     Raises :class:`InputError` that names file, field and remedy.
     """
+    if settings.run.dataset is not None:
+        with Dataset(Path(settings.run.dataset)) as data:
+            yield f"{settings.run.dataset}: {len(data.spectra.id)} spectra of {len(data.hosts.id)} hosts"
+        return
     hosts = read_sheet(settings.hosts.sheet)
     check_hosts(hosts, settings.hosts.sheet, settings.hosts.vocabulary)
     yield f"{settings.hosts.sheet}: {len(hosts)} hosts are sound"

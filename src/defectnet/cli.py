@@ -166,7 +166,7 @@ def costs(
 
 def _run(config: Path) -> tuple[Config, list[Host], Layout]:
     settings = load_config(config)
-    return settings, read_sheet(settings.hosts.sheet), Layout(Path(settings.run.results))
+    return settings, read_sheet(settings.hosts.sheet), Layout.of(settings)
 
 
 def _batch(config: Path, name: str) -> tuple[Config, list[Host], Layout]:
@@ -322,7 +322,7 @@ def compact(
     """Copy dataset.h5 without modes: a small file to hand on, from which networks can be trained and evaluated."""
     from defectnet.dataset.compact import write_compact
 
-    source = Layout(Path(load_config(config).run.results)).dataset
+    source = Layout.of(load_config(config)).dataset
     write_compact(source, output)
     sizes = [path.stat().st_size / 1e6 for path in (output, source)]
     log.info("wrote %s: %.1f MB, %s has %.1f MB", output, sizes[0], source, sizes[1])
@@ -342,26 +342,35 @@ def train(
         from defectnet.training.fit import train as fit
 
         settings = load_config(config)
-        layout = Layout(Path(settings.run.results))
+        layout = Layout.of(settings)
         output = layout.model(preset, split, repeat)
         path = fit(layout.dataset, settings.training, preset, split, repeat, settings.run.seed, output)
         log.info("wrote %s", path)
 
 
 @app.command()
-def evaluate(config: ConfigFile = DEFAULT_CONFIG) -> None:
+def evaluate(
+    config: ConfigFile = DEFAULT_CONFIG,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Dataset in place of the run's, for example a compact one.")
+    ] = None,
+    models: Annotated[Path | None, typer.Option(help="Folder of checkpoints (*.pt) in place of the run's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write to in place of the run's results.")] = None,
+) -> None:
     """Score all trained networks and the baselines on held-out spectra."""
     from defectnet.training.evaluate import evaluate as score
 
     settings = load_config(config)
-    layout = Layout(Path(settings.run.results))
-    score(
-        layout.dataset,
-        layout.models(settings.training),
-        layout.metrics,
-        layout.predictions,
-    )
-    log.info("wrote %s and %s", layout.metrics, layout.predictions)
+    layout = Layout.of(settings)
+    if models is None:
+        checkpoints = [model / "checkpoint.pt" for model in layout.models(settings.training)]
+    else:
+        checkpoints = sorted(models.glob("*.pt"))
+        if not checkpoints:
+            raise InputError(f"--models {models}: holds no checkpoint (*.pt)")
+    written = layout if output is None else Layout(output)
+    score(dataset or layout.dataset, checkpoints, written.metrics, written.predictions)
+    log.info("wrote %s and %s", written.metrics, written.predictions)
 
 
 @app.command()
@@ -370,7 +379,7 @@ def figures(config: ConfigFile = DEFAULT_CONFIG) -> None:
     from defectnet.report.figures import figures as draw
 
     settings = load_config(config)
-    layout = Layout(Path(settings.run.results))
+    layout = Layout.of(settings)
     histories = [model / "history.csv" for model in layout.models(settings.training)]
     draw(layout.dataset, layout.metrics, layout.predictions, histories, layout.figures)
 
@@ -401,7 +410,7 @@ def verify(config: ConfigFile = DEFAULT_CONFIG) -> None:
     from defectnet.progress import track
     from defectnet.records import read_record
 
-    layout = Layout(Path(load_config(config).run.results))
+    layout = Layout.of(load_config(config))
     paths = sorted(layout.records.glob("*/*/*.h5"))
     bad = 0
     for path in track(paths, "reading records"):
@@ -423,7 +432,7 @@ def forget_failed(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Delete the records of failed work, so that the next run tries it again; finished work is not touched."""
     from defectnet.records import read_record
 
-    layout = Layout(Path(load_config(config).run.results))
+    layout = Layout.of(load_config(config))
     for path in sorted(layout.records.glob("*/*/*.h5")):
         try:
             record = read_record(path)

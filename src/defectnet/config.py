@@ -49,6 +49,9 @@ class Run(Block):
 
     name: str = Field("demo", pattern=r"^[A-Za-z0-9_.-]+$", description="Name of the run, used in titles.")
     results: str = Field("results/demo", description="Directory that receives everything this run makes.")
+    dataset: str | None = Field(
+        None, description="A finished dataset, for example a compact one, to train on; null: computed by this run."
+    )
     seed: int = Field(20250602, ge=0, description="Master seed; each host and purpose draws from its own stream.")
 
 

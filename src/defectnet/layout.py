@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from defectnet.config import Training
+    from defectnet.config import Config, Training
 
 RECORD_STAGES = ("library", "relax", "phonons", "superposed")
 """Stages whose results are records; each has a manifest per batch."""
@@ -25,6 +25,12 @@ class Layout:
     """Paths of one run below its results directory. Arguments may be Snakemake wildcards such as ``{batch}``."""
 
     results: Path
+    given: Path | None = None
+
+    @classmethod
+    def of(cls, config: Config) -> Layout:
+        """Paths of the run that a configuration describes."""
+        return cls(Path(config.run.results), None if config.run.dataset is None else Path(config.run.dataset))
 
     @property
     def configs(self) -> Path:
@@ -42,8 +48,8 @@ class Layout:
 
     @property
     def dataset(self) -> Path:
-        """All spectra."""
-        return self.results / "dataset.h5"
+        """All spectra: a given file, or what the run makes."""
+        return self.given or self.results / "dataset.h5"
 
     @property
     def missing(self) -> Path:

@@ -42,7 +42,7 @@ def test_answers_outside_the_mask_are_zero_and_scores_rank_like_concentrations(d
     model = BASELINES[name](samples, known)
     fewer = replace(samples, candidates=samples.candidates & (np.arange(56) % 2 == 0))
     for level in model.levels:
-        values, presence, _ = model.predict(fewer, known, level)
+        values, presence, *_ = model.predict(fewer, known, level)
         assert values.shape == presence.shape == samples.targets.shape
         assert (values[~fewer.candidates] == 0).all()
         assert (presence[~fewer.candidates] == 0).all()

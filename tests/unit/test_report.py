@@ -27,7 +27,12 @@ def run(directory, formulas, per_host, plan):
     models = [directory / f"{kind}-{repeat}" for kind, repeat in plan]
     for (kind, repeat), model in zip(plan, models, strict=True):
         train(dataset, Training(epochs=2), "published", kind, repeat, 0, model)
-    evaluate(dataset, models, directory / "metrics.json", directory / "predictions.csv.gz")
+    evaluate(
+        dataset,
+        [model / "checkpoint.pt" for model in models],
+        directory / "metrics.json",
+        directory / "predictions.csv.gz",
+    )
     histories = [model / "history.csv" for model in models]
     return dataset, directory / "metrics.json", directory / "predictions.csv.gz", histories
 

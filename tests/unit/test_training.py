@@ -160,7 +160,7 @@ def test_damaged_checkpoints_are_refused(runs, tmp_path):
 @pytest.fixture(scope="module")
 def evaluated(dataset, runs):
     metrics, predictions = dataset.parent / "metrics.json", dataset.parent / "predictions.csv.gz"
-    evaluate(dataset, runs, metrics, predictions)
+    evaluate(dataset, [run / "checkpoint.pt" for run in runs], metrics, predictions)
     return metrics, predictions
 
 
@@ -211,11 +211,11 @@ def test_baselines_are_not_asked_about_unseen_elements_in_training(dataset, runs
     with Dataset(dataset) as data:
         samples = load_samples(data, Axis("absolute"))
         parts = split(samples.host, "element", 0.1, 0.2, SEED, targets=samples.targets)
-        names = np.array(data.spectra.id)[data.doped]
-    (tmp_path / "checkpoint.pt").write_bytes((runs[0] / "checkpoint.pt").read_bytes())
-    made = json.loads((runs[0] / "split.json").read_text()) | {"split": "element"}
-    made |= {part: {"spectra": names[rows].tolist()} for part, rows in vars(parts).items()}
-    (tmp_path / "split.json").write_text(json.dumps(made))
+    content = torch.load(runs[0] / "checkpoint.pt", weights_only=True)
+    content["about"]["split"] = "element"
+    for name, rows in vars(parts).items():
+        content["parts"][rows] = fit.PARTS.index(name)
+    torch.save(content, tmp_path / "checkpoint.pt")
     asked = []
 
     class Watch(BASELINES["mean"]):
@@ -224,7 +224,7 @@ def test_baselines_are_not_asked_about_unseen_elements_in_training(dataset, runs
             super().__init__(training, responses)
 
     monkeypatch.setitem(BASELINES, "mean", Watch)
-    evaluate(dataset, [tmp_path], tmp_path / "m.json", tmp_path / "p.csv.gz")
+    evaluate(dataset, [tmp_path / "checkpoint.pt"], tmp_path / "m.json", tmp_path / "p.csv.gz")
     unseen = ~(samples.targets[parts.train] > 0).any(axis=0)
     assert samples.candidates[parts.train][:, unseen].any()
     assert not asked[0][:, unseen].any()
@@ -233,7 +233,7 @@ def test_baselines_are_not_asked_about_unseen_elements_in_training(dataset, runs
 
 
 def test_metrics_are_deterministic_and_pooled(dataset, runs, evaluated, tmp_path):
-    evaluate(dataset, runs, tmp_path / "m.json", tmp_path / "p.csv.gz")
+    evaluate(dataset, [run / "checkpoint.pt" for run in runs], tmp_path / "m.json", tmp_path / "p.csv.gz")
     assert (tmp_path / "m.json").read_bytes() == evaluated[0].read_bytes()
     assert (tmp_path / "p.csv.gz").read_bytes() == evaluated[1].read_bytes()
     found = json.loads(evaluated[0].read_text())
@@ -258,7 +258,12 @@ def test_network_that_knows_responses(tmp_path):
     make_dataset(tmp_path / "d.h5", formulas, 4, spectra=chain(spectra(formulas, 4, 1), responses(formulas, 1)))
     fit.train(tmp_path / "d.h5", Training(epochs=1), "response", "host", 0, SEED, tmp_path)
     fit.train(tmp_path / "d.h5", Training(epochs=1), "published", "host", 0, SEED, tmp_path / "other")
-    evaluate(tmp_path / "d.h5", [tmp_path, tmp_path / "other"], tmp_path / "m.json", tmp_path / "p.csv.gz")
+    evaluate(
+        tmp_path / "d.h5",
+        [run / "checkpoint.pt" for run in (tmp_path, tmp_path / "other")],
+        tmp_path / "m.json",
+        tmp_path / "p.csv.gz",
+    )
     scores = json.loads((tmp_path / "m.json").read_text())["splits"]["host"]
     assert {level: scores["response"][level]["n"] for level in LEVELS} == dict.fromkeys(
         LEVELS, scores["mean"]["none"]["n"]
@@ -271,6 +276,10 @@ def test_network_that_knows_responses(tmp_path):
         covered = (part["response"] - part["true"]).abs() <= part["response_width"]
         assert scores["response"][level]["coverage_90"] == pytest.approx(covered.mean())
     assert scores["nnls"]["library"]["coverage_90"] is None
+    suspected = json.loads((tmp_path / "m.json").read_text())["open_set"]["host"]
+    assert set(suspected) == {"nnls", "response"} and set(suspected["response"]) == set(LEVELS)
+    n_spectra = table["spectrum"].nunique()
+    assert all(one["n"] == 2 * n_spectra for levels in suspected.values() for one in levels.values())
     answer = predict(tmp_path / "checkpoint.pt", columns("GaAs"), columns("Si"), "GaAs", ["In", "P", "B"])
     assert list(answer) == ["In", "P", "B"] and min(answer.values()) >= 0
     turned = predict(tmp_path / "checkpoint.pt", columns("GaAs"), columns("Si"), "GaAs", ["B", "In", "P"])
@@ -291,7 +300,9 @@ def test_metrics_follow_from_the_predictions(evaluated):
 def test_networks_of_another_dataset_are_refused(runs, tmp_path):
     make_dataset(tmp_path / "other.h5", FORMULAS, 5)
     with pytest.raises(RecordError, match="trained on another dataset"):
-        evaluate(tmp_path / "other.h5", runs, tmp_path / "m.json", tmp_path / "p.csv.gz")
+        evaluate(
+            tmp_path / "other.h5", [run / "checkpoint.pt" for run in runs], tmp_path / "m.json", tmp_path / "p.csv.gz"
+        )
 
 
 # Use

@@ -18,7 +18,7 @@ from defectnet.records import withdraw_stale_manifests
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
     HOSTS = {host.id: host for host in read_sheet(CONFIG.hosts.sheet)}
-    LAYOUT = Layout(Path(CONFIG.run.results))
+    LAYOUT = Layout.of(CONFIG)
     # Under a name of its own content, so that a dry run with other values does not reach jobs that are running.
     CONFIG_FILE = write_config(CONFIG, LAYOUT.configs)
     if workflow.is_main_process:
@@ -49,6 +49,8 @@ wildcard_constraints:
 def final_outputs():
     """Everything that a complete run leaves behind."""
     figures = [LAYOUT.figure(name) for name in FIGURES]
+    if LAYOUT.given:
+        return [LAYOUT.metrics, *figures]
     # Manifests are named here because Snakemake does not miss an intermediate file whose products exist.
     manifests = [path for stage in RECORD_STAGES for path in of_all_batches(stage)]
     return [LAYOUT.dataset, LAYOUT.metrics, *figures, *manifests]

@@ -50,11 +50,14 @@ class Estimate(NamedTuple):
     concentrations : [n, 56] fractions
     presence       : [n, 56] scores, higher where a dopant is more likely there
     width          : [n, 56] half width of a 90 % interval, fractions; None of a model that gives no intervals
+    foreign        : [n] scores, higher where something that is not asked about is more likely there; None of a model
+                     that does not look for it
     """
 
     concentrations: np.ndarray
     presence: np.ndarray
     width: np.ndarray | None = None
+    foreign: np.ndarray | None = None
 
 
 class Baseline(ABC):
@@ -176,7 +179,7 @@ class LeastSquares(Baseline):
         some = training[np.random.default_rng(SEED).choice(len(training), count, replace=False)]
 
         def squares(level: str, weights: tuple[float, float]) -> float:
-            error = _unmixed(some, responses, level, *weights) - some.targets
+            error = _unmixed(some, responses, level, *weights)[0] - some.targets
             return float((error[some.candidates] ** 2).sum())
 
         choices = list(product(SUM_WEIGHTS, PENALTIES))
@@ -184,17 +187,27 @@ class LeastSquares(Baseline):
 
     def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
         """See :class:`Baseline`."""
-        return _unmixed(samples, responses, level, *self.weights[level])
+        return _unmixed(samples, responses, level, *self.weights[level])[0]
+
+    def predict(self, samples: Samples, responses: Responses, level: str) -> Estimate:
+        """See :class:`Baseline`; what is not asked about is suspected where much remains unexplained."""
+        values, unexplained = _unmixed(samples, responses, level, *self.weights[level])
+        return Estimate(values, values, foreign=unexplained)
 
 
-def _unmixed(samples: Samples, responses: Responses, level: str, sums: float, penalty: float) -> np.ndarray:
-    """Concentrations [n, 56] by least squares with the given weight of running sums and penalty."""
+def _unmixed(
+    samples: Samples, responses: Responses, level: str, sums: float, penalty: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Concentrations [n, 56] by least squares with the given weight of running sums and penalty.
+
+    Also [n] the share of the squares of what doping changed that they leave unexplained.
+    """
     response, known = responses.mass_only, responses.knows_mass
     if level == "library":
         response = np.where(responses.knows_library[..., None], responses.library, response)
         known = responses.knows_library | known
     targets = _with_sums(samples.doped - samples.pristine, sums)
-    values = np.zeros(samples.targets.shape, np.float32)
+    values, unexplained = np.zeros(samples.targets.shape, np.float32), np.ones(len(samples))
     for host in np.unique(samples.host):
         elements = responses.elements[host]
         usable = np.flatnonzero((elements >= 0) & known[host])
@@ -206,8 +219,11 @@ def _unmixed(samples: Samples, responses: Responses, level: str, sums: float, pe
             asked = samples.candidates[row, elements]
             if asked.any():
                 target = np.concatenate([q.T @ targets[row], np.zeros(len(usable))])
-                values[row, elements[asked]] = nnls(basis[:, asked], target)[0]
-    return values
+                found = nnls(basis[:, asked], target)[0]
+                values[row, elements[asked]] = found
+                left = targets[row] - q @ (r[:, asked] @ found)
+                unexplained[row] = (left @ left) / max(targets[row] @ targets[row], 1e-12)
+    return values, unexplained
 
 
 def _with_sums(curves: np.ndarray, weight: float) -> np.ndarray:

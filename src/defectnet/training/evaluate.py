@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,8 @@ from defectnet.files import write_atomically
 from defectnet.models.baselines import BASELINE_AXIS, BASELINES, Estimate
 from defectnet.models.defectnet import count_parameters
 from defectnet.models.response import LEVELS
-from defectnet.training.fit import Checkpoint, load_checkpoint
-from defectnet.training.metrics import metrics
+from defectnet.training.fit import PARTS, Checkpoint, load_checkpoint
+from defectnet.training.metrics import metrics, open_set
 from defectnet.training.recipes import ERROR_FLOOR
 
 
@@ -49,11 +50,11 @@ class Network:
         if level not in self.checkpoint.intervals:
             return Estimate(told.concentration, told.concentration)
         width = self.checkpoint.intervals[level] * (told.error + ERROR_FLOOR)
-        return Estimate(told.concentration, told.presence, width)
+        return Estimate(told.concentration, told.presence, width, told.foreign)
 
 
-def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, output_predictions: Path) -> None:
-    """Predict the test part of every run directory made by ``train`` and score the predictions.
+def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, output_predictions: Path) -> None:
+    """Predict the test part of every checkpoint of ``train`` and score the predictions.
 
     The mask of a test spectrum is the full candidate list of its host, always; the baselines learn from the training
     part of the same split. Predictions (CSV, compressed by gzip) have one line per spectrum, element of the mask, run
@@ -61,43 +62,46 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
     holds the element), true, split, repeat, level, and by model concentrations as fractions, scores of presence
     (``<model>_presence``) where these are not the same, and half widths of 90 % intervals (``<model>_width``) where it
     gives any; empty where a model does not answer at a level. Metrics (JSON): ``splits`` as
-    :func:`~defectnet.training.metrics.metrics` describes, ``dataset_digest``, and the number of ``parameters`` of each
-    network.
+    :func:`~defectnet.training.metrics.metrics` describes, ``open_set`` as
+    :func:`~defectnet.training.metrics.open_set` does, ``dataset_digest``, and the number of ``parameters`` of each
+    network. For ``open_set`` every test spectrum is asked about twice, the second time without one of its dopants.
 
     Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged.
     """
     frames: list[pd.DataFrame] = []
+    suspicions: list[pd.DataFrame] = []
     parameters: dict[str, int] = {}
     with Dataset(dataset) as data:
-        place = {data.spectra.id[row]: index for index, row in enumerate(data.doped)}
-
         seen = cache(partial(load_samples, data))
         # Networks that are told responses see the axis of the baselines.
         samples, responses = seen(BASELINE_AXIS), load_responses(data, BASELINE_AXIS)
-        runs: dict[tuple[str, int], dict[str, Path]] = {}
-        for directory in model_dirs:
-            split = _read_split(directory / "split.json")
-            if split["dataset_digest"] != data.digest:
-                raise RecordError(f"{directory}: trained on another dataset than {dataset}; rerun `defectnet train`")
-            runs.setdefault((split["split"], split["repeat"]), {})[split["preset"]] = directory
+        runs: dict[tuple[str, int], dict[str, Checkpoint]] = {}
+        for path in checkpoints:
+            about = (checkpoint := load_checkpoint(path)).about
+            if about["dataset_digest"] != data.digest:
+                raise RecordError(f"{path}: trained on another dataset than {dataset}; rerun `defectnet train`")
+            runs.setdefault((about["split"], about["repeat"]), {})[about["preset"]] = checkpoint
+            parameters[about["preset"]] = sum(map(count_parameters, checkpoint.models))
         for (kind, repeat), networks in runs.items():
             # The division is the same for all networks.
-            split = _read_split(next(iter(networks.values())) / "split.json")
-            training, test = (
-                np.array([place[name] for name in split[part]["spectra"]], dtype=int) for part in ("train", "test")
-            )
+            parts = next(iter(networks.values())).parts
+            training, test = (np.flatnonzero(parts == PARTS.index(part)) for part in ("train", "test"))
             known = without_unseen(samples[training]) if kind == "element" else samples[training]
-            predictors: dict[str, Predictor] = {}
-            for preset, directory in networks.items():
-                checkpoint = load_checkpoint(directory / "checkpoint.pt")
-                parameters[preset] = sum(map(count_parameters, checkpoint.models))
-                predictors[preset] = Network(checkpoint)
+            predictors: dict[str, Predictor] = {preset: Network(one) for preset, one in networks.items()}
             predictors |= {name: baseline(known, responses) for name, baseline in BASELINES.items()}
+            hidden, without = _hide_one(samples[test], seed=repeat)
             for level in LEVELS:
                 answers = {}
                 for name, predictor in predictors.items():
-                    if level in predictor.levels:
-                        answers[name] = predictor.predict(seen(predictor.axis)[test], responses, level)
+                    if level not in predictor.levels:
+                        continue
+                    asked = seen(predictor.axis)[test]
+                    answers[name] = predictor.predict(asked, responses, level)
+                    if (before := answers[name].foreign) is not None:
+                        after = predictor.predict(replace(asked, candidates=without), responses, level).foreign
+                        score = {"hidden": 0.0, "foreign": before}, {"hidden": hidden, "foreign": after}
+                        of = {"split": kind, "model": name, "level": level, "host": samples.host[test]}
+                        suspicions += [pd.DataFrame(of | one) for one in score]
                 table = _table(data, samples[test], known, answers)
                 frames.append(table.assign(split=kind, repeat=repeat, level=level))
         digest = data.digest
@@ -106,6 +110,7 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
         "dataset_digest": digest,
         "parameters": parameters,
         "splits": metrics(predictions, [*parameters, *BASELINES]),
+        "open_set": open_set(pd.concat(suspicions, ignore_index=True)) if suspicions else {},
     }
     table = io.BytesIO()
     packed = {"method": "gzip", "compresslevel": 6, "mtime": 0}
@@ -114,11 +119,13 @@ def evaluate(dataset: Path, model_dirs: Sequence[Path], output_metrics: Path, ou
     write_atomically(output_metrics, (json.dumps(found, indent=1) + "\n").encode())
 
 
-def _read_split(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{path}: not a readable split ({error}); rerun `defectnet train`") from None
+def _hide_one(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each sample any one dopant: its concentration [n], and the candidates [n, 56] without it."""
+    lots = np.random.default_rng(seed).random(samples.targets.shape) * (samples.targets > 0)
+    row, chosen = np.arange(len(samples)), lots.argmax(axis=1)
+    candidates = samples.candidates.copy()
+    candidates[row, chosen] = False
+    return samples.targets[row, chosen], candidates
 
 
 def _table(data: Dataset, test: Samples, training: Samples, answers: dict[str, Estimate]) -> pd.DataFrame:

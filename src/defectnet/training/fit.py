@@ -53,6 +53,9 @@ SAVE_INTERVAL_s = 20.0
 COVERAGE = 0.9
 """Of the intervals in a checkpoint."""
 
+PARTS = ("none", "train", "validation", "test")
+"""What a checkpoint knows of each spectrum; an ``element`` split leaves some out."""
+
 HISTORY_COLUMNS = (
     "preset",
     "split",
@@ -73,6 +76,7 @@ class Checkpoint:
     intervals : by level of knowledge, how many expected errors wide a 90 % interval is on either side
     axis, edges_meV, spectra : energy axis of its input; the dataset's grid and settings, used by the absolute axis
     vocabulary : symbols that the training data could contain
+    parts : [n] of every doped spectrum of the dataset its part in :data:`PARTS`
     about : plain values: preset, split, repeat, seed, training settings, dataset digest, potentials, best epochs and
             version
     """
@@ -84,6 +88,7 @@ class Checkpoint:
     edges_meV: np.ndarray
     spectra: Spectra
     vocabulary: tuple[str, ...]
+    parts: np.ndarray
     about: dict[str, Any]
 
     @property
@@ -168,6 +173,7 @@ def train(
         "state_dicts": [best["state_dict"] for best in members],
         "config": model.config,
         "intervals": {},
+        "parts": torch.from_numpy(_part_of(parts, len(samples))),
         **model_data,
         "about": about
         | {
@@ -186,6 +192,14 @@ def train(
     for member in range(settings.members):
         (output / f"member-{member}.pt").unlink(missing_ok=True)
     return output / "checkpoint.pt"
+
+
+def _part_of(parts: Split, count: int) -> np.ndarray:
+    """Index in :data:`PARTS` of each of ``count`` samples."""
+    part = np.zeros(count, np.uint8)
+    for name, rows in vars(parts).items():
+        part[rows] = PARTS.index(name)
+    return part
 
 
 def _networks(content: dict[str, Any]) -> list[DefectNet | ResponseNet]:
@@ -354,6 +368,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             edges_meV=np.array(content["edges_meV"]),
             spectra=Spectra(**content["spectra"]),
             vocabulary=tuple(content["vocabulary"]),
+            parts=content["parts"].numpy(),
             about=content["about"],
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:

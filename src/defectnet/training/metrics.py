@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from ase.data import atomic_masses, atomic_numbers
+from sklearn.metrics import roc_auc_score
 
 RECALL = 0.9
 DRAWS = 1000
@@ -137,6 +138,29 @@ def score(
         "n_present": int((true > 0).sum()),
         "n_hosts": n_hosts,
     }
+
+
+def open_set(suspicions: pd.DataFrame) -> dict[str, Any]:
+    """Does a model notice that a spectrum holds something that it is not asked about?
+
+    ``suspicions`` has one row per question: split, model, level, host, score ``foreign``, and concentration (fraction)
+    of the dopant that was ``hidden`` from the list, 0 where none was. By split, model and level: ``auroc`` between
+    questions without and with a hidden dopant, the same for ranges of its concentration ``at`` (at.%), ``n`` questions
+    and ``n_hosts``.
+    """
+    found: dict[str, Any] = {}
+    edges = (0, 0.5, 2, 5, np.inf)
+    for (split, model, level), part in suspicions.groupby(["split", "model", "level"]):
+        hidden, score = 100 * part["hidden"].to_numpy(), part["foreign"].to_numpy()
+
+        def auroc(asked: np.ndarray, hidden: np.ndarray = hidden, score: np.ndarray = score) -> float:
+            return float(roc_auc_score(hidden[asked] > 0, score[asked]))
+
+        ranges = {_range(low, high): (hidden == 0) | (hidden >= low) & (hidden < high) for low, high in pairwise(edges)}
+        ranges = {name: auroc(asked) for name, asked in ranges.items() if (hidden[asked] > 0).any()}
+        scores = {"auroc": auroc(hidden >= 0), "at": ranges, "n": len(part), "n_hosts": part["host"].nunique()}
+        found.setdefault(split, {}).setdefault(model, {})[level] = scores
+    return found
 
 
 def _number(value: float) -> float | None:
