@@ -390,13 +390,17 @@ def predict(
     pristine: Annotated[Path, typer.Option(help="Two columns: energy in meV, intensity of the undoped host.")],
     doped: Annotated[Path, typer.Option(help="Two columns: energy in meV, intensity of the doped sample.")],
     formula: Annotated[str, typer.Option(help="Chemical formula of the host.")],
-    candidates: Annotated[str, typer.Option(help="Dopants to ask about, separated by commas.")],
+    candidates: Annotated[
+        str | None, typer.Option(help="Dopants to ask about, separated by commas; by default likely ones.")
+    ] = None,
 ) -> None:
     """Concentrations of candidate dopants from two spectra."""
     from defectnet.training.predict import predict as ask
     from defectnet.training.predict import read_spectrum
 
-    wanted = [symbol.strip() for symbol in candidates.split(",") if symbol.strip()]
+    wanted = None
+    if candidates is not None:
+        wanted = [symbol.strip() for symbol in candidates.split(",") if symbol.strip()]
     answer = ask(model, read_spectrum(pristine), read_spectrum(doped), formula, wanted)
     table = Table("dopant", "concentration (at.%)")
     for symbol, fraction in answer.items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from math import hypot
@@ -25,7 +25,7 @@ from ase.data import covalent_radii
 from pymatgen.analysis.bond_valence import BVAnalyzer
 from pymatgen.analysis.local_env import CrystalNN
 from pymatgen.analysis.structure_prediction.substitution_probability import SubstitutionProbability
-from pymatgen.core import Element, Species, Structure
+from pymatgen.core import Composition, Element, Species, Structure
 
 from defectnet.config import Dopants
 from defectnet.errors import InputError
@@ -89,6 +89,34 @@ def recommend(structure: Structure, host_id: str, settings: Dopants, vocabulary:
 
     ions = list(zip(symbols, oxidation_states(structure), strict=True))
     foreign = frozenset(vocabulary) - set(symbols)
+    recommenders = (
+        lambda: _hautier(set(ions), foreign, settings.probability_min),
+        lambda: _shannon(structure, ions, foreign),
+        lambda: _group(set(symbols), foreign),
+    )
+    return _filled(recommenders, settings)
+
+
+def propose(formula: str, settings: Dopants, vocabulary: Collection[str]) -> list[Candidate]:
+    """Dopants for a host of which only the formula is known, like those of :func:`recommend`.
+
+    Oxidation states are the charge-neutral assignment that is most frequent in the ICSD; radii are not compared,
+    because coordination is unknown. Raises :class:`InputError` for what is no formula.
+    """
+    try:
+        composition = Composition(formula)
+        symbols = {element.symbol for element in composition.elements}
+    except ValueError as error:
+        raise InputError(f"formula {formula!r}: {error}") from None
+    guesses = composition.reduced_composition.oxi_state_guesses() if len(symbols) > 1 else ()
+    ions = {(symbol, _integer(state)) for symbol, state in (guesses[0] if guesses else {}).items()}
+    foreign = frozenset(vocabulary) - symbols
+    recommenders = lambda: _hautier(ions, foreign, settings.probability_min), lambda: _group(symbols, foreign)
+    return _filled(recommenders, settings)
+
+
+def _filled(recommenders: Sequence[Callable[[], Iterable[Candidate]]], settings: Dopants) -> list[Candidate]:
+    """The best of each recommender in turn until every place is filled; the last one also gives isovalent ones."""
     accepted: dict[str, Candidate] = {}
 
     def shortage() -> dict[Kind, int]:
@@ -104,15 +132,10 @@ def recommend(structure: Structure, host_id: str, settings: Dopants, vocabulary:
             of_kind = [candidate for candidate in best.values() if candidate.kind == kind]
             accepted.update((candidate.dopant, candidate) for candidate in of_kind[: max(number, 0)])
 
-    recommenders: tuple[Callable[[], Iterable[Candidate]], ...] = (
-        lambda: _hautier(set(ions), foreign, settings.probability_min),
-        lambda: _shannon(structure, ions, foreign),
-        lambda: _group(set(symbols), foreign),
-    )
     for candidates in recommenders:
         if any(shortage().values()):
             accept(candidates(), shortage())
-    accept(_group(set(symbols), foreign), {"isovalent": sum(shortage().values())})
+    accept(recommenders[-1](), {"isovalent": sum(shortage().values())})
     return sorted(accepted.values(), key=lambda c: (KINDS.index(c.kind), RECOMMENDERS.index(c.recommender), _rank(c)))
 
 

@@ -5,7 +5,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from defectnet.config import Dopants
-from defectnet.dopants import KINDS, Candidate, oxidation_states, recommend
+from defectnet.dopants import KINDS, Candidate, oxidation_states, propose, recommend
 from defectnet.elements import PUBLISHED_VOCABULARY
 from defectnet.errors import InputError
 
@@ -84,6 +84,23 @@ def test_later_recommenders_only_fill_what_earlier_ones_left():
         if candidate.recommender == "shannon":
             assert 0.7 <= candidate.score <= 1
     assert all(c.score >= 0.01 for c in ask("GaN", probability_min=0.01) if c.recommender == "hautier")
+
+
+@pytest.mark.parametrize("name", sorted(HOSTS))
+def test_a_formula_alone_leads_to_mostly_the_same_dopants(name):
+    structure = HOSTS[name]()
+    settings = Dopants(**FIVE_EACH)
+    of_structure = recommend(structure, "host", settings, PUBLISHED_VOCABULARY)
+    of_formula = propose(structure.formula, settings, PUBLISHED_VOCABULARY)
+    assert len(of_formula) == len(of_structure)
+    dopants = {one.dopant for one in of_formula}
+    assert len(dopants) == len(of_formula) and not dopants & {element.symbol for element in structure.elements}
+    assert len(dopants & {one.dopant for one in of_structure}) >= 5
+
+
+def test_nonsense_is_no_formula():
+    with pytest.raises(InputError, match="formula 'Xx2'"):
+        propose("Xx2", Dopants(), PUBLISHED_VOCABULARY)
 
 
 def test_isovalent_elements_fill_a_small_vocabulary():

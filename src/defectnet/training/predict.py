@@ -9,7 +9,9 @@ import numpy as np
 from pymatgen.core import Composition
 from scipy.integrate import cumulative_trapezoid
 
+from defectnet.config import Dopants
 from defectnet.dataset.samples import Responses, Samples
+from defectnet.dopants import propose
 from defectnet.elements import element_vector
 from defectnet.errors import InputError
 from defectnet.models.response import ELEMENTS
@@ -18,6 +20,9 @@ from defectnet.training.fit import Checkpoint, load_checkpoint
 UNLIKE = np.array([0.0, 2.0, 1.0, 0.0, 0.0, 0.5])
 """Weights of differences in the columns of :data:`~defectnet.models.response.ELEMENTS`: radius in Å,
 electronegativity, valence electrons. A dopant takes the place of what it resembles."""
+
+PROPOSED = Dopants(n_type=5, p_type=5)
+"""Dopants that are asked about when none are named: as many as hosts of the reference dataset have."""
 
 BAND_EDGE_QUANTILE = 0.999
 """On the published axis, the band edge of a host known by its spectrum alone: below it lies this share of the area."""
@@ -43,14 +48,14 @@ def predict(
     pristine: tuple[np.ndarray, np.ndarray],
     doped: tuple[np.ndarray, np.ndarray],
     formula: str,
-    candidates: Iterable[str],
+    candidates: Iterable[str] | None = None,
 ) -> dict[str, float]:
     """Concentration (fraction of sites) of each candidate dopant, in the order given.
 
     Parameters: ``pristine`` and ``doped`` (energy in meV ascending, intensity in any unit), each [P] with its own
-    points, both normalised here to unit area; ``formula`` of the host; ``candidates`` the dopants to ask about.
-    A published network's answer is an unconstrained regression: read small negative values as zero. A response network
-    is asked without knowledge of responses.
+    points, both normalised here to unit area; ``formula`` of the host; ``candidates`` the dopants to ask about, by
+    default those that :func:`~defectnet.dopants.propose` finds likely. A published network's answer is an unconstrained
+    regression: read small negative values as zero. A response network is asked without knowledge of responses.
 
     Raises :class:`InputError` for unusable spectra, formula or candidates.
     """
@@ -59,6 +64,8 @@ def predict(
         composition = Composition(formula).fractional_composition.get_el_amt_dict()
     except ValueError as error:
         raise InputError(f"formula {formula!r}: {error}") from None
+    if candidates is None:
+        candidates = [one.dopant for one in propose(formula, PROPOSED, trained.vocabulary)]
     asked = list(candidates)
     if unknown := sorted({*composition, *asked} - set(trained.vocabulary)):
         raise InputError(f"{', '.join(unknown)}: the network was trained without this element")
