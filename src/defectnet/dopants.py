@@ -104,10 +104,10 @@ def propose(formula: str, settings: Dopants, vocabulary: Collection[str]) -> lis
     because coordination is unknown. Raises :class:`InputError` for what is no formula.
     """
     try:
-        composition = Composition(formula)
-        symbols = {element.symbol for element in composition.elements}
+        composition = Composition(formula, strict=True)  # not strict, Xx would be a dummy element
     except ValueError as error:
         raise InputError(f"formula {formula!r}: {error}") from None
+    symbols = {element.symbol for element in composition.elements}
     guesses = composition.reduced_composition.oxi_state_guesses() if len(symbols) > 1 else ()
     ions = {(symbol, _integer(state)) for symbol, state in (guesses[0] if guesses else {}).items()}
     foreign = frozenset(vocabulary) - symbols
