@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 RECORD_STAGES = ("library", "relax", "phonons", "superposed")
 """Stages whose results are records; each has a manifest per batch."""
 
-FIGURES = ("spectra", "parity", "umap", "training", "quality", "fidelity", "hosts")
+FIGURES = (
+    "spectra", "attribution", "parity", "errors", "calibration", "detection", "umap", "training", "quality", "fidelity",
+    "hosts",
+)  # fmt: skip
 """Names of the figures of the report."""
 
 COSTS_FILE = Path("config/costs.json")

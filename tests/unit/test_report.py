@@ -2,31 +2,36 @@
 
 import json
 import xml.etree.ElementTree as ElementTree
+from itertools import chain
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import comparisons, make_dataset
+from synthetic import comparisons, make_dataset, responses, spectra
 
 from defectnet.config import Training
 from defectnet.dataset.schema import Dataset
 from defectnet.layout import FIGURES
+from defectnet.report import answers
 from defectnet.report import figures as report
-from defectnet.report.style import style
+from defectnet.report.style import formula_text, style
 from defectnet.training.evaluate import evaluate
 from defectnet.training.fit import train
 
-NAMES = ["hosts", "spectra", "parity", "umap", "training", "quality", "fidelity"]
+NAMES = [
+    "hosts", "spectra", "attribution", "parity", "errors", "calibration", "detection", "umap", "training", "quality",
+    "fidelity",
+]  # fmt: skip
 
 
-def run(directory, formulas, per_host, plan):
+def run(directory, formulas, per_host, plan, preset="published", **changes):
     """A whole small run: dataset, networks, metrics."""
     dataset = directory / "dataset.h5"
-    make_dataset(dataset, formulas, per_host)
+    make_dataset(dataset, formulas, per_host, **changes)
     models = [directory / f"{kind}-{repeat}" for kind, repeat in plan]
     for (kind, repeat), model in zip(plan, models, strict=True):
-        train(dataset, Training(epochs=2), "published", kind, repeat, 0, model)
+        train(dataset, Training(epochs=2), preset, kind, repeat, 0, model)
     evaluate(
         dataset,
         [model / "checkpoint.pt" for model in models],
@@ -64,6 +69,15 @@ def test_all_figures_of_a_small_run(small, tmp_path):
 
 
 @pytest.mark.slow
+def test_all_figures_of_a_network_that_knows_responses(tmp_path):
+    formulas = ["Si", "GaAs", "MgO", "NaCl"]
+    made = chain(spectra(formulas, 9, 1), responses(formulas, 1))
+    files = run(tmp_path, formulas, 9, [("host", 0)], "response", spectra=made)
+    paths = report.figures(*files, tmp_path / "figures")
+    assert {path.stem for path in paths} == set(NAMES)
+    assert_drawn(paths)
+
+
 def test_umap_figure(tmp_path):
     make_dataset(tmp_path / "dataset.h5", ["Si", "GaAs", "MgO"], 8)
     with Dataset(tmp_path / "dataset.h5") as data:
@@ -88,10 +102,10 @@ def test_one_host_split_alone(small, tmp_path):
     scores = json.loads(small[1].read_text())["splits"]
     only = predictions[predictions["split"] == "row"]
     with Dataset(small[0]) as data:
-        assert_drawn(report.spectra_figure(data, only, tmp_path / "spectra", count=2))
-    assert_drawn(report.parity_figure(only, {"row": scores["row"]}, tmp_path / "parity"))
+        assert_drawn(answers.spectra_figure(data, only, tmp_path / "spectra", count=2))
+    assert_drawn(answers.parity_figure(only, {"row": scores["row"]}, tmp_path / "parity"))
     history = pd.read_csv(small[3][1])
-    assert_drawn(report.training_figure(history, tmp_path / "training"))
+    assert_drawn(answers.training_figure(history, tmp_path / "training"))
 
 
 def test_quality_without_any_column(tmp_path):
@@ -115,8 +129,8 @@ def test_fidelity_figure(tmp_path, per_host):
 
 
 def test_formula_subscripts():
-    assert report._formula("Si0.9Ge0.1") == "Si$_{0.9}$Ge$_{0.1}$"
-    assert report._formula("MgB2") == "MgB$_{2}$"
+    assert formula_text("Si0.9Ge0.1") == "Si$_{0.9}$Ge$_{0.1}$"
+    assert formula_text("MgB2") == "MgB$_{2}$"
 
 
 def test_style_is_local():

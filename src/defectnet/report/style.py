@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -37,6 +39,8 @@ SPLIT_NAMES = {
 }
 LEVEL_NAMES = {"library": "knows single defects", "mass_only": "knows masses", "none": ""}
 """What models are told beside the spectra, best first."""
+
+ENERGY_LABEL = "Energy (meV)"
 
 STYLE = {
     "font.family": "sans-serif",
@@ -94,3 +98,15 @@ def save(figure: Figure, stem: Path) -> list[Path]:
         write_atomically(path, buffer.getvalue())
         paths.append(path)
     return paths
+
+
+def energy_window(density: np.ndarray, edges_meV: np.ndarray) -> tuple[float, float]:
+    """Energy range in meV that shows all of some spectra [n, B] and zero, rounded to 5 meV."""
+    visible = np.flatnonzero((density > 2e-3 * density.max()).any(axis=0))
+    low, high = min(0.0, edges_meV[visible[0]]), edges_meV[visible[-1] + 1]
+    return 5 * np.floor(low / 5), 5 * np.ceil(high / 5)
+
+
+def formula_text(formula: str) -> str:
+    """Formula with subscripts for Matplotlib."""
+    return re.sub(r"(\d+(?:\.\d+)?)", r"$_{\1}$", formula)
