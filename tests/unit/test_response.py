@@ -10,6 +10,7 @@ from defectnet.config import Training
 from defectnet.dataset.samples import Responses, Samples
 from defectnet.models.response import LEVELS, PROPERTIES, Question, ResponseNet, candidate_properties
 from defectnet.training.recipes import (
+    Hosts,
     Prediction,
     ResponseRecipe,
     blurred,
@@ -138,7 +139,7 @@ def test_a_new_network_is_non_negative_least_squares(world):
     model = ResponseNet(BINS).eval()
     with torch.no_grad():
         model.unmixing.log_ridge.fill_(-14.0)
-    off = (predict([model], linear, responses, "library").concentration - samples.targets)[samples.candidates]
+    off = (predict([model], linear, Hosts(responses), "library").concentration - samples.targets)[samples.candidates]
     assert np.abs(off).max() < 0.01  # 0.02 softplus(-3) is added to start from
     assert np.sqrt(np.mean(off**2)) < 2e-3
 
@@ -189,7 +190,7 @@ def test_it_learns_and_knowledge_helps(world):
             optimizer.step()
     error = {}
     for level in LEVELS:
-        told = predict([model.eval()], test, responses, level)
+        told = predict([model.eval()], test, Hosts(responses), level)
         off = (told.concentration - test.targets)[test.candidates]
         error[level] = np.sqrt(np.mean(off**2))
         assert ((told.presence >= 0) & (told.presence <= 1)).all() and (told.error[test.candidates] > 0).all()
@@ -206,8 +207,8 @@ def test_levels_are_capped_by_what_is_known(world):
     some, model = samples[np.arange(0, 40, 7)], shaken()
     for level in LEVELS:
         np.testing.assert_allclose(
-            predict([model], some, nothing, level).concentration,
-            predict([model], some, responses, "none").concentration,
+            predict([model], some, Hosts(nothing), level).concentration,
+            predict([model], some, Hosts(responses), "none").concentration,
             atol=1e-6,
         )
 
@@ -217,8 +218,8 @@ def test_networks_that_disagree_expect_larger_errors(world):
     some, one, other = samples[np.arange(0, 40, 7)], shaken(), shaken()
     with torch.no_grad():
         other.head[-1].bias[1] += 3
-    apart = [predict([model], some, responses, "library") for model in (one, other)]
-    both = predict([one, other], some, responses, "library")
+    apart = [predict([model], some, Hosts(responses), "library") for model in (one, other)]
+    both = predict([one, other], some, Hosts(responses), "library")
     asked = some.candidates
     np.testing.assert_allclose(both.concentration, (apart[0].concentration + apart[1].concentration) / 2, atol=1e-6)
     spread = np.abs(apart[0].concentration - apart[1].concentration) / 2

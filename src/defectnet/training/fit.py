@@ -36,6 +36,7 @@ from defectnet.models.response import LEVELS, ResponseNet
 from defectnet.seeds import generator
 from defectnet.training.presets import NETWORKS, PRESETS
 from defectnet.training.recipes import (
+    Hosts,
     Prediction,
     PublishedRecipe,
     Recipe,
@@ -99,7 +100,7 @@ class Checkpoint:
     def predict(self, samples: Samples, responses: Responses, level: str) -> Prediction:
         """Of the candidates of ``samples``. A published network knows neither presence nor error: both are NaN."""
         if self.network == "response":
-            return predict(self.models, samples, responses, level)
+            return predict(self.models, samples, Hosts(responses), level)
         concentration = np.mean([model.predict(samples) for model in self.models], axis=0)
         nothing = np.full(concentration.shape, np.nan)
         return Prediction(concentration, nothing, nothing, nothing[:, 0])
@@ -184,7 +185,7 @@ def train(
     if responses is not None:
         networks = _networks(content)
         for level in LEVELS:
-            told = predict(networks, validation, responses, level)
+            told = predict(networks, validation, Hosts(responses), level)
             content["intervals"][level] = interval_widths(told, validation, COVERAGE)
     write_atomically(output / "split.json", split_text.encode())
     write_atomically(output / "history.csv", _history_csv(history, about).encode())

@@ -111,7 +111,7 @@ class ResponseRecipe:
         device: str,
     ):
         self.model, self.settings, self.device = model, settings, device
-        self.validation, self.responses = validation, responses
+        self.validation = validation
         self.hosts = Hosts(responses, device)
         self.rows = [np.flatnonzero(training.host == host) for host in np.unique(training.host)]
         self.host = training.host
@@ -175,7 +175,7 @@ class ResponseRecipe:
 
     def validate(self) -> float:
         """See :class:`Recipe`; the mean over the levels of knowledge."""
-        told = (predict([self.model], self.validation, self.responses, level) for level in LEVELS)
+        told = (predict([self.model], self.validation, self.hosts, level) for level in LEVELS)
         return float(np.mean([_rmse_at_percent(one.concentration, self.validation) for one in told]))
 
 
@@ -183,6 +183,7 @@ class Hosts:
     """What is known of every host, as tensors."""
 
     def __init__(self, responses: Responses, device: torch.device | str = "cpu"):
+        self.responses = responses
         properties = candidate_properties(responses.elements, responses.replaced, responses.composition)
         self.properties = torch.from_numpy(properties).to(device)
         self.pristine = torch.from_numpy(responses.pristine).to(device)
@@ -260,14 +261,13 @@ class Prediction:
 
 @torch.no_grad()
 def predict(
-    models: Sequence[ResponseNet], samples: Samples, responses: Responses, level: str, batch_size: int = 512
+    models: Sequence[ResponseNet], samples: Samples, hosts: Hosts, level: str, batch_size: int = 512
 ) -> Prediction:
     """Mean answer of networks that were trained alike; what they disagree about adds to the error.
 
     The candidates of ``samples`` are asked about; ``level`` is the best knowledge of responses that is used.
     """
-    device = next(models[0].parameters()).device
-    hosts = Hosts(responses, device)
+    device, responses = hosts.pristine.device, hosts.responses
     asked = asked_candidates(samples, responses)
     shape = samples.targets.shape
     result = Prediction(*(np.zeros(shape, np.float32) for _ in range(3)), np.zeros(shape[0], np.float32))
