@@ -63,7 +63,7 @@ class Row:
         first = RULES.index(re.match(r"`(\w+)`", self.runs)[1])
         count = batches if self.scope == "all hosts" else 1
         jobs = {rule: count if rule in PER_BATCH else 1 for rule in RULES[first:]}
-        return jobs | {"train": 2, "all": 1}
+        return jobs | {"train": 4, "all": 1}  # two networks, two kinds of split
 
     def kinds(self) -> set[str]:
         """Kinds of records that are computed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import product
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def test_everything_that_was_promised_is_there(finished):
     for name in FIGURES:
         for suffix in ("png", "svg"):
             assert (finished.results / "figures" / f"{name}.{suffix}").stat().st_size > 1000
-    for split in ("host", "row"):
-        assert (finished.results / "models" / f"{split}-0" / "checkpoint.pt").exists()
+    for run in product(("published", "response"), ("host", "row"), "0"):
+        assert (finished.results / "models" / "-".join(run) / "checkpoint.pt").exists()
 
 
 def test_every_job_left_log_and_benchmark(finished):
