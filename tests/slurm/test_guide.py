@@ -50,9 +50,9 @@ def test_commands(cluster, clone, undisturbed):
 
     jobs = [job for number, job in cluster.finished().items() if number not in earlier]
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
-    # dopants and supercells are one job; dataset, evaluate, figures; two networks
+    # dopants and supercells are one job; dataset, evaluate, figures; two networks on two kinds of split
     rules = ("library", "relax", "phonons", "superpose")
-    assert Counter(job["Partition"] for job in jobs) == {"cpu": 1 + 3, "gpu": len(rules) + 2}
+    assert Counter(job["Partition"] for job in jobs) == {"cpu": 1 + 3, "gpu": len(rules) + 4}
     for rule in rules:
         (note,) = clone.notes(rule)
         assert note["SLURMD_NODENAME"] in ("g1", "g2") and note["CUDA_VISIBLE_DEVICES"] in ("0", "1")
