@@ -222,7 +222,7 @@ def errors_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
         ("concentration_at", "average_precision", "Concentration (at.%)", "Average precision"),
     )
     with style():
-        figure = new_figure(DOUBLE_COLUMN, 2.5)
+        figure = new_figure(DOUBLE_COLUMN, 2.7)
         for index, (axes, (division, quantity, label, name)) in enumerate(
             zip(figure.subplots(1, 3), panels, strict=True)
         ):
@@ -231,9 +231,9 @@ def errors_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
                 told = scores[kind].get(model, {}).get(level)
                 if told is None:
                     continue
-                found = {
-                    one: part for one, part in told["subsets"].get(division, {}).items() if part[quantity] is not None
-                }
+                parts = told["subsets"].get(division, {})
+                # >=0.5 sums up other classes.
+                found = {one: part for one, part in parts.items() if part[quantity] is not None and one != ">=0.5"}
                 classes = classes or list(found)
                 x = [classes.index(one) for one in found if one in classes]
                 values = [found[one][quantity] for one in found if one in classes]
@@ -245,7 +245,7 @@ def errors_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
             axes.set(xlabel=label, ylabel=name)
             axes.set_ylim(0, None if quantity == "rmse_at" else 1)
             letter(axes, index)
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
         return save(figure, stem)
 
 
@@ -310,15 +310,17 @@ def detection_figure(data: Dataset, stem: Path) -> list[Path]:
             by_mass.scatter(ratio[shown], 100 * NOISE * limits[shown], s=5, lw=0, alpha=0.6, color=colour, label=label)
         by_mass.set(xscale="log", yscale="log", xlabel="Mass over that of the replaced element")
         by_mass.set_ylabel(f"Detection limit (at.%), noise {100 * NOISE:g} %")
-        by_mass.xaxis.set_major_formatter("{x:g}")
-        by_mass.legend(loc="upper right")
+        ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8) if ratio.min() / 1.5 < tick < 1.5 * ratio.max()]
+        by_mass.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        by_mass.minorticks_off()
+        by_mass.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.1)
         amounts = np.geomspace(1e-4, 0.25, 80)
         for noise, dashes in ((0.001, "-"), (0.01, "--"), (0.05, "-."), (0.2, ":")):
             share = (noise * among[:, None] <= amounts).mean(axis=0)
             by_noise.plot(100 * amounts, 100 * share, color=BLUE, ls=dashes, label=f"noise {100 * noise:g} %")
         by_noise.set(xscale="log", xlabel="Concentration (at.%)", ylabel="Candidates above their limit (%)")
         by_noise.set_ylim(0, 100)
-        by_noise.legend(loc="upper left")
+        by_noise.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         for index, axes in enumerate((by_mass, by_noise)):
             letter(axes, index)
         return save(figure, stem)
