@@ -295,13 +295,12 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
     singles = sum(count for _, count in size.defects)
     responses = singles * (2 if config.needs_library else 1)
     spectra = settings.superposed_per_host + settings.mass_only_per_host + responses
-    superposed = [work("spectra", spectra)]
     probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [
         Load("library", tuple(of_library), singles),
         Load("relax", (*of_relax, work("relax", doped)), 1 + doped),
         Load("phonons", (*of_phonons, by_differences(direct, of_direct), *probed), 1 + doped),
-        Load("superposed", tuple(superposed), spectra),
+        Load("superposed", (work("spectra", spectra),), spectra),
     ]
 
 

@@ -199,9 +199,8 @@ def repetition(cell: np.ndarray, n_atoms: int, atoms_min: int) -> np.ndarray:
         for b in range(1, most // a + 1)
         for c in range(-(-least // (a * b)), most // (a * b) + 1)
     ]
-    grown = [np.diag(k) @ cell for k in times]
-    shapes = [np.linalg.norm(minkowski_reduce(one)[0], axis=1).min() / np.linalg.det(one) ** (1 / 3) for one in grown]
-    good = [k for k, shape in zip(times, shapes, strict=True) if shape >= (1 - SHAPE_TOLERANCE) * max(shapes)]
+    shapes = _shapes(np.array([np.diag(k) for k in times]), cell)
+    good = [k for k, shape in zip(times, shapes, strict=True) if shape >= (1 - SHAPE_TOLERANCE) * shapes.max()]
     return np.array(min(good, key=lambda k: (np.prod(k), k)))
 
 

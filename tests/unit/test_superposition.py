@@ -226,7 +226,7 @@ def test_repeated_it_is_the_same_crystal(model):
     small, wide = (
         Superposition(primitive, matrix, as_blocks(host)[:1], []) for matrix, host in zip(matrices, hosts, strict=True)
     )
-    larger, positions = wide.repeated(small, plan, atoms[0].positions)
+    larger, positions = wide.repeated_plan(small, plan), wide.repeated_positions(small, atoms[0].positions)
     assert len(larger.sites) == 4
     np.testing.assert_allclose(positions, atoms[1].positions)
     exact = exact_hessian(model, apply(larger, atoms[1]))
@@ -243,7 +243,8 @@ def test_repeated_it_has_the_modes_of_the_smaller_supercell(small, model):
     matrix = np.diag([2, 4, 2])
     host = reference_phonons(small.superposition.primitive, matrix, model, FINE, 256).hessian
     wide = small.superposition.into(matrix, host.compact)
-    larger, positions = wide.repeated(small.superposition, plan, doped.positions)
+    larger = wide.repeated_plan(small.superposition, plan)
+    positions = wide.repeated_positions(small.superposition, doped.positions)
     atoms = apply(larger, wide.folding.atoms)
     assert atoms.get_chemical_formula() == (doped * (1, 2, 1)).get_chemical_formula()
     repeated = Atoms(atoms.symbols, positions, cell=atoms.cell, pbc=True)

@@ -75,14 +75,17 @@ class Superposition:
         """
         return Superposition(self.primitive, matrix, force_constants, self.defects.values())
 
-    def repeated(self, smaller: Superposition, plan: Plan, positions: np.ndarray) -> tuple[Plan, np.ndarray]:
-        """A doped smaller supercell of the same host and its ``positions`` in Å, repeated over this supercell."""
-        within = self._within(smaller)
+    def repeated_plan(self, smaller: Superposition, plan: Plan) -> Plan:
+        """The arrangement ``plan`` of a smaller supercell of the same host, repeated over this supercell."""
+        within = self._within(smaller).tolist()
         dopants = dict(zip(plan.sites, plan.dopants, strict=True))
-        sites = [atom for atom, original in enumerate(within.tolist()) if original in dopants]
+        sites = [atom for atom, original in enumerate(within) if original in dopants]
+        return Plan(tuple(sites), tuple(dopants[within[atom]] for atom in sites))
+
+    def repeated_positions(self, smaller: Superposition, positions: np.ndarray) -> np.ndarray:
+        """Positions [N, 3] in Å of a smaller supercell of the same host, repeated over this supercell."""
         moved = positions - smaller.folding.atoms.positions
-        larger = Plan(tuple(sites), tuple(dopants[int(within[atom])] for atom in sites))
-        return larger, self.folding.atoms.positions + moved[within]
+        return self.folding.atoms.positions + moved[self._within(smaller)]
 
     def repeated_hessian(self, smaller: Superposition, hessian: np.ndarray) -> np.ndarray:
         """Hessian [3N, 3N] of a doped smaller supercell of the same host, repeated over this supercell.

@@ -213,6 +213,11 @@ def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
         return save(figure, stem)
 
 
+def _name(model: str, level: str) -> str:
+    """A model and what it knows, for a legend."""
+    return ", ".join(filter(None, (MODEL_NAMES[model], LEVEL_NAMES[level])))
+
+
 def errors_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
     """On unseen hosts, RMSE by number of dopants and by mass ratio, and average precision by concentration."""
     kind = next(kind for kind in SPLIT_NAMES if kind in scores)
@@ -239,7 +244,7 @@ def errors_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
                 values = [found[one][quantity] for one in found if one in classes]
                 axes.plot(
                     x, values, color=colour, ls=dashes, marker="o", ms=2.5, lw=1,
-                    label=", ".join(filter(None, (MODEL_NAMES[model], LEVEL_NAMES[level]))),
+                    label=_name(model, level),
                 )  # fmt: skip
             axes.set_xticks(range(len(classes)), classes, rotation=30 if max(map(len, classes), default=0) > 3 else 0)
             axes.set(xlabel=label, ylabel=name)
@@ -258,7 +263,7 @@ def calibration_figure(predictions: pd.DataFrame, open_set: dict[str, Any], stem
         presence, coverage, foreign = figure.subplots(1, 3)
         for (model, level), (colour, dashes) in LINES.items():
             look = {"color": colour, "ls": dashes, "marker": "o", "ms": 2.5, "lw": 1}
-            named = {"label": ", ".join(filter(None, (MODEL_NAMES[model], LEVEL_NAMES[level])))}
+            named = {"label": _name(model, level)}
             part = told[told["level"] == level]
             if f"{model}_presence" in part and part[model].notna().any():
                 presence.plot(*_mean_in_bins(part[f"{model}_presence"], part["true"] > 0, equal=True), **look, **named)
