@@ -302,6 +302,10 @@ def dataset(config: ConfigFile = DEFAULT_CONFIG) -> None:
     from defectnet.dataset.aggregate import aggregate
 
     settings, hosts, layout = _run(config)
+    if layout.given:
+        raise InputError(
+            f"run.dataset: {layout.given} is given and would be overwritten; set it to null to collect one"
+        )
     doped, missing = aggregate(hosts, settings, layout)
     told = ", ".join(f"{count} {fidelity.replace('_', ' ')}" for fidelity, count in doped.items())
     log.info("%s: doped spectra: %s; %d missing", layout.dataset, told, len(missing))
