@@ -182,6 +182,10 @@ class Phonons(Block):
         description="Spectra are of the supercells repeated until they have this many atoms, with the host's forces "
         "from one to the next; null: of the supercells as they are.",
     )
+    unstable_hosts: Literal["keep", "skip"] = Field(
+        "keep",
+        description="Hosts with imaginary modes in their supercells: all is computed as for others, or nothing more.",
+    )
     direct_per_host: int = Field(
         2,
         ge=0,

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -932,6 +933,28 @@ def test_responses_are_spectra_of_single_substitutions(copied_run, two, arranged
         np.testing.assert_allclose(change @ np.diff(dataset.edges_meV), 0, atol=1e-4)
         assert np.abs(change).max() > 1e-4
         assert dataset.hosts.pristine[0] == spectra.id.index("NaCl/pristine")
+
+
+def test_nothing_is_built_on_unstable_hosts_where_these_are_skipped(two, config, tmp_path):
+    """A rock salt whose lattice is held 15 % too wide, beside one at rest."""
+    wide = replace(two[0], **{length: 1.15 * getattr(two[0], length) for length in "abc"})
+    skipping = changed(config, relaxation={"host_cell": False}, phonons={"unstable_hosts": "skip"})
+    both = {"skip": skipping, "keep": changed(skipping, phonons={"unstable_hosts": "keep"})}
+    for choice, settings in both.items():
+        store = RecordStore(tmp_path / choice)
+        hosts = [wide, two[1]]
+        plans = {host.id: plan(host, settings) for host in hosts}
+        library = library_batch(hosts, plans, settings, store)
+        relaxations = relax_batch(hosts, plans, settings, store, library)
+        phonons = phonon_batch(relaxations, plans, settings, store, library)
+        superposed = superpose_batch(relaxations, phonons, plans, settings, store, library)
+        of_wide = [entry for entry in [*library, *relaxations, *phonons, *superposed] if entry.host == wide.id]
+        done = {entry.item for entry in of_wide if entry.status == "done"}
+        assert done > {PRISTINE, "doped-0"} if choice == "keep" else done == {PRISTINE}
+        reasons = [entry.reason for entry in of_wide if entry.status == "skipped"]
+        assert all(re.search(r"imaginary modes down to -\d+\.\d meV", reason) for reason in reasons)
+        assert bool(reasons) == (choice == "skip")
+        assert {entry.status for entry in relaxations + phonons if entry.host == two[1].id} == {"done"}
 
 
 # --- dataset ------------------------------------------------------------------------------------------------------

@@ -30,6 +30,11 @@ except DefectnetError as error:
 # What determines a potential's numbers.
 POTENTIAL = CONFIG.potential.model_dump_json(include={"name", "model", "modality", "checkpoint", "dtype"})
 
+# What determines the phonons of a host and of its single defects, and whether anything is built on them.
+PHONONS_OF_HOST = {"displacement_A", "displacements", "symprec_A", "unstable_hosts"}
+if CONFIG.phonons.unstable_hosts == "skip":
+    PHONONS_OF_HOST.add("atoms_min")
+
 MODELS = LAYOUT.models(CONFIG.training)
 BATCHES = assign(list(HOSTS.values()), CONFIG)
 

@@ -18,7 +18,7 @@ rule library:
         needed=CONFIG.needs_library,
         potential=POTENTIAL,
         relaxation=CONFIG.relaxation.model_dump_json(exclude={"doped_cell", "start"}),
-        phonons=CONFIG.phonons.model_dump_json(include={"displacement_A", "symprec_A"}),
+        phonons=CONFIG.phonons.model_dump_json(include=PHONONS_OF_HOST),
         tolerance=CONFIG.superposition.tolerance_eV_per_A2,
     message:
         "Single defects of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from defectnet.batches.pristine import pristine_phonons, pristine_relaxation
-from defectnet.batches.worker import Job, enough_steps, problem_of, relaxation_record, structure_of
+from defectnet.batches.pristine import pristine_phonons, pristine_relaxation, problem_of_host
+from defectnet.batches.worker import Job, enough_steps, relaxation_record, structure_of
 from defectnet.config import Config
 from defectnet.digests import digest
 from defectnet.dopants import Candidate
@@ -36,7 +36,7 @@ def library_batch(
     for host in hosts:
         plan = plans[host.id]
         relaxation, relaxed = pristine_relaxation(job, host)
-        problem = problem_of(relaxed)
+        problem = problem_of_host(job, relaxation, relaxed, plan.matrix)
         if not problem:
             entry, pristine = pristine_phonons(job, relaxation, relaxed, plan.matrix)
             problem = entry.reason

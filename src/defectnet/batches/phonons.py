@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from defectnet.batches.library import Library, read_library
-from defectnet.batches.pristine import WIDE, phonon_inputs, phonon_record, pristine_phonons, wide_matrix
+from defectnet.batches.pristine import phonon_inputs, phonon_record, pristine_phonons, supercells_of, wide_matrix
 from defectnet.batches.worker import PRISTINE, Job, problem_of, structure_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -52,11 +52,8 @@ def phonon_batch(
         if problem:
             entries.append(Entry(host, item, "skipped", reason=f"relaxation: {problem}"))
         elif item == PRISTINE:
-            matrix = plans[host].matrix
-            found = [pristine_phonons(job, relaxation, relaxed, matrix)]
-            if config.phonons.atoms_min is not None:
-                matrix = wide_matrix(config, matrix, structure_of(relaxed))
-                found.append(pristine_phonons(job, relaxation, relaxed, matrix, WIDE))
+            matrices = supercells_of(job, relaxed, plans[host].matrix)
+            found = [pristine_phonons(job, relaxation, relaxed, matrix, name) for name, matrix in matrices.items()]
             entries += [entry for entry, _ in found]
             key, modes = found[-1][0].key, [record for _, record in found]
             grounds[host] = Ground.of(job, relaxed, plans[host], library, key, *modes)

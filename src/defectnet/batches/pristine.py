@@ -14,6 +14,7 @@ from defectnet.batches.worker import (
     Job,
     atoms_of,
     enough_steps,
+    problem_of,
     relaxation_inputs,
     relaxation_record,
     structure_of,
@@ -64,6 +65,30 @@ def pristine_phonons(
         return record
 
     return job.item("phonons", relaxation.host, item, key, compute)
+
+
+def supercells_of(job: Job, relaxed: Record, matrix: np.ndarray) -> dict[str, np.ndarray]:
+    """Expansion matrices of a host's undoped supercells by item: of doping, and of all spectra if that is another."""
+    matrices = {PRISTINE: matrix}
+    if job.config.phonons.atoms_min is not None:
+        matrices[WIDE] = wide_matrix(job.config, matrix, structure_of(relaxed))
+    return matrices
+
+
+def problem_of_host(job: Job, relaxation: Entry, relaxed: Record, matrix: np.ndarray) -> str:
+    """Why nothing can, or by ``phonons.unstable_hosts`` shall, be built on a host; empty when something can."""
+    problem = problem_of(relaxed)
+    if problem or job.config.phonons.unstable_hosts == "keep":
+        return problem
+    for item, supercell in supercells_of(job, relaxed, matrix).items():
+        entry, record = pristine_phonons(job, relaxation, relaxed, supercell, item)
+        if not record.done:
+            return entry.reason
+        unstable = record.header["quality"]["imaginary_modes"]
+        if unstable:
+            lowest = record.header["quality"]["energy_lowest_meV"]
+            return f"{unstable} imaginary modes down to {lowest:.1f} meV (phonons.unstable_hosts: skip)"
+    return ""
 
 
 def phonon_inputs(job: Job) -> dict[str, Any]:

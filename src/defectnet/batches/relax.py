@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from defectnet.batches.library import Library, read_library
-from defectnet.batches.pristine import pristine_phonons, pristine_relaxation
-from defectnet.batches.worker import Job, enough_steps, problem_of, relaxation_inputs, relaxation_record, structure_of
+from defectnet.batches.pristine import pristine_phonons, pristine_relaxation, problem_of_host
+from defectnet.batches.worker import Job, enough_steps, relaxation_inputs, relaxation_record, structure_of
 from defectnet.config import Config
 from defectnet.digests import digest
 from defectnet.hosts.sheet import Host
@@ -36,7 +36,7 @@ def relax_batch(
         plan = plans[host.id]
         entry, pristine = pristine_relaxation(job, host)
         entries.append(entry)
-        problem = problem_of(pristine)
+        problem = problem_of_host(job, entry, pristine, plan.matrix)
         if problem:
             reason = f"pristine host: {problem}"
             entries += [Entry(host.id, f"doped-{k}", "skipped", reason=reason) for k in range(len(plan.plans))]

@@ -15,7 +15,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from defectnet.batches.phonons import Ground
-from defectnet.batches.pristine import WIDE
+from defectnet.batches.pristine import WIDE, problem_of_host
 from defectnet.batches.worker import PRISTINE, Job, modes_of, problem_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -69,6 +69,10 @@ def superpose_batch(
         modes = [store.find("phonons", host, computed[host, item].key) for item in needed]
         if relaxed is None or None in modes:
             entries.append(Entry(host, COMPARISON, "skipped", reason=problem_of(None)))
+            continue
+        problem = problem_of_host(job, relaxation, relaxed, plan.matrix)
+        if problem:
+            entries.append(Entry(host, COMPARISON, "skipped", reason=f"pristine host: {problem}"))
             continue
         ground = Ground.of(job, relaxed, plan, library, computed[host, needed[-1]].key, *modes)
         entry, comparison = _comparison(job, plan, ground, computed)
