@@ -154,7 +154,9 @@ class Relaxation(Block):
 
     fmax_eV_per_A: float = Field(0.01, gt=0, le=1, description="Largest residual force on any atom.")
     steps_max: int = Field(500, ge=1, description="Optimiser steps before a structure counts as not converged.")
-    optimizer: Literal["LBFGS", "FIRE"] = Field("LBFGS", description="ASE optimiser.")
+    optimizer: Literal["LBFGS", "FIRE"] = Field(
+        "LBFGS", description="ASE optimiser; where force constants are known beforehand, BFGS with these for LBFGS."
+    )
     host_cell: bool = Field(True, description="Relax the lattice of the pristine host as well as its positions.")
     doped_cell: bool = Field(False, description="Relax the lattice of doped supercells (off: dilute limit).")
     start: Literal["unrelaxed", "superposed"] = Field(
@@ -275,6 +277,15 @@ class Training(Block):
     )
     noise: float = Field(
         0.02, ge=0, description="Preset response: noise of up to this share of the mean intensity in training."
+    )
+    background: float = Field(
+        0.02, ge=0, description="Preset response: background left in training, as a share of the mean intensity."
+    )
+    axis_scale: float = Field(
+        0.02, ge=0, le=0.5, description="Preset response: energies of training spectra are off by up to this factor."
+    )
+    cut_chance: float = Field(
+        0.2, ge=0, le=1, description="Preset response: chance that both ends of a training spectrum are not measured."
     )
 
 

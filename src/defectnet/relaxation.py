@@ -12,7 +12,8 @@ from ase.constraints import FixSymmetry
 from ase.data import covalent_radii
 from ase.filters import FrechetCellFilter
 from ase.neighborlist import neighbor_list
-from ase.optimize import FIRE, LBFGS
+from ase.optimize import BFGS, FIRE, LBFGS
+from ase.optimize.optimize import Optimizer
 
 from defectnet.config import Relaxation
 from defectnet.errors import PhysicsError
@@ -21,6 +22,8 @@ from defectnet.potentials.base import ForceModel, ForceModelCalculator
 log = logging.getLogger(__name__)
 
 OPTIMIZERS = {"LBFGS": LBFGS, "FIRE": FIRE}
+CURVATURE_MIN_eV_PER_A2 = 1.0
+"""Force constants of soft modes and of rigid translations count as this: a little force must not carry them far."""
 FORCE_LIMIT_eV_PER_A = 1e3
 VOLUME_FACTOR_MAX = 2.0
 """A crystal that doubles or halves its volume has come apart or collapsed."""
@@ -50,19 +53,24 @@ def relax_host(atoms: Atoms, model: ForceModel, settings: Relaxation) -> Relaxed
 
 
 def relax_doped(
-    atoms: Atoms, model: ForceModel, settings: Relaxation, displacements: np.ndarray | None = None
+    atoms: Atoms,
+    model: ForceModel,
+    settings: Relaxation,
+    displacements: np.ndarray | None = None,
+    hessian: np.ndarray | None = None,
 ) -> Relaxed:
     """Relax a doped supercell, by default at the fixed lattice of its host; see :func:`_relax`.
 
-    ``displacements`` [N, 3] in Å are a guess of where the atoms go. A guess that leads astray costs its steps: the
-    relaxation then starts again without it, and ``warm`` in the quality is 0.
+    ``displacements`` [N, 3] in Å are a guess of where the atoms go, ``hessian`` one of the force constants there. A
+    guess that leads astray costs its steps: the relaxation then starts again without it, and ``warm`` in the quality
+    is 0.
     """
     options = {"relax_cell": settings.doped_cell, "keep_symmetry": False}
     if displacements is None:
         return _relax(atoms, model, settings, **options)
     spent = 0
     try:
-        warm = _relax(atoms, model, settings, displacements=displacements, **options)
+        warm = _relax(atoms, model, settings, displacements=displacements, hessian=hessian, **options)
         if warm.quality["converged"]:
             return replace(warm, quality=warm.quality | {"warm": 1})
         spent = warm.quality["relax_evaluations"]
@@ -74,9 +82,14 @@ def relax_doped(
     )
 
 
-def relax_defect(atoms: Atoms, model: ForceModel, settings: Relaxation) -> Relaxed:
-    """Relax a supercell with one substitution at fixed lattice within the site symmetry of the defect."""
-    return _relax(atoms, model, settings, relax_cell=False, keep_symmetry=True)
+def relax_defect(
+    atoms: Atoms, model: ForceModel, settings: Relaxation, hessian: np.ndarray | None = None
+) -> Relaxed:
+    """Relax a supercell with one substitution at fixed lattice within the site symmetry of the defect.
+
+    ``hessian`` are the force constants of the host.
+    """
+    return _relax(atoms, model, settings, relax_cell=False, keep_symmetry=True, hessian=hessian)
 
 
 def _relax(
@@ -87,8 +100,12 @@ def _relax(
     relax_cell: bool,
     keep_symmetry: bool,
     displacements: np.ndarray | None = None,
+    hessian: np.ndarray | None = None,
 ) -> Relaxed:
     """Minimise the energy until every force is below ``fmax_eV_per_A``.
+
+    Quasi-Newton steps begin with the force constants ``hessian`` [3N, 3N] in eV/Å², where these are known and the
+    lattice is fixed.
 
     A structure that has not converged after ``steps_max`` is returned with ``converged`` 0.
     Raises :class:`PhysicsError` for a structure that explodes or that the potential cannot evaluate.
@@ -100,7 +117,7 @@ def _relax(
     if keep_symmetry:
         atoms.set_constraint(FixSymmetry(atoms))
     degrees = FrechetCellFilter(atoms) if relax_cell else atoms
-    optimizer = OPTIMIZERS[settings.optimizer](degrees, logfile=None)
+    optimizer = _optimizer(settings.optimizer, degrees, None if relax_cell else hessian)
     with warnings.catch_warnings(action="ignore"):  # the cell filter takes a matrix logarithm on every step
         converged = False
         energy_of_start = atoms.get_potential_energy()
@@ -130,6 +147,16 @@ def _relax(
         quality["displacement_max_A"] = float(np.linalg.norm(moved - moved.mean(axis=0), axis=1).max())
     relaxed = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
     return Relaxed(relaxed, forces, quality)
+
+
+def _optimizer(name: str, degrees: Atoms | FrechetCellFilter, hessian: np.ndarray | None) -> Optimizer:
+    """That optimiser; BFGS in place of LBFGS where there are force constants, which LBFGS has no room for."""
+    if hessian is None or name != "LBFGS":
+        return OPTIMIZERS[name](degrees, logfile=None)
+    optimizer = BFGS(degrees, logfile=None)
+    curvatures, modes = np.linalg.eigh(hessian)
+    optimizer.H0 = (modes * np.maximum(np.abs(curvatures), CURVATURE_MIN_eV_PER_A2)) @ modes.T
+    return optimizer
 
 
 def _require_intact(atoms: Atoms, start: Atoms, step: int) -> None:

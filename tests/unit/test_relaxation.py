@@ -3,7 +3,7 @@ import pytest
 import spglib
 from ase.build import bulk
 from ase.spacegroup import crystal
-from fakes import Broken, Wrapped, rock_salt
+from fakes import Broken, Wrapped, exact_hessian, rock_salt
 
 from defectnet.batches import atoms_of
 from defectnet.config import Relaxation
@@ -290,6 +290,21 @@ def test_sum_of_single_defects_is_a_good_start(model, doped):
     moved = warm.atoms.positions - start.positions
     moved -= moved.mean(axis=0)
     assert warm.quality["displacement_max_A"] == pytest.approx(np.linalg.norm(moved, axis=1).max())
+
+
+def test_force_constants_save_steps(model, doped):
+    """Those of the doped crystal at its sites lead to the same minimum as none, in a fraction of the evaluations."""
+    settings = Relaxation(fmax_eV_per_A=1e-4)
+    nowhere = np.zeros((32, 3))
+    plain = relax_doped(doped, model, settings)
+    knowing = relax_doped(doped, model, settings, nowhere, exact_hessian(model, doped))
+    assert knowing.quality["relax_evaluations"] < 0.5 * plain.quality["relax_evaluations"]
+    apart = knowing.atoms.positions - plain.atoms.positions
+    np.testing.assert_allclose(apart - apart.mean(axis=0), 0, atol=1e-3)
+    # A lattice that relaxes as well has more degrees of freedom than force constants.
+    free = Relaxation(doped_cell=True)
+    with_them, without = (relax_doped(doped, model, free, nowhere, h) for h in (np.eye(96), None))
+    np.testing.assert_array_equal(with_them.atoms.positions, without.atoms.positions)
 
 
 @pytest.mark.parametrize("trouble", ["contact", "steps"])

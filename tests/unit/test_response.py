@@ -8,7 +8,15 @@ import torch
 
 from defectnet.config import Training
 from defectnet.dataset.samples import Responses, Samples
-from defectnet.models.response import LEVELS, PROPERTIES, Question, ResponseNet, candidate_properties
+from defectnet.models.response import (
+    LEVELS,
+    PROPERTIES,
+    Question,
+    ResponseNet,
+    candidate_properties,
+    response_within,
+    within,
+)
 from defectnet.training.recipes import (
     Hosts,
     Prediction,
@@ -18,6 +26,7 @@ from defectnet.training.recipes import (
     interval_widths,
     predict,
     present_candidates,
+    stretched,
 )
 
 HOSTS, CANDIDATES, BINS = 12, 5, 60
@@ -74,6 +83,7 @@ def random_question(seed=0):
         host=torch.tensor([0, 1, 1]),
         pristine=torch.rand(3, BINS),
         doped=torch.rand(3, BINS),
+        measured=torch.ones(3, BINS).bool(),
         mask=torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0]]).bool(),
         host_pristine=torch.rand(2, BINS),
         response=torch.randn(2, 4, BINS),
@@ -125,7 +135,7 @@ def test_one_spectrum_does_not_see_another():
     whole = model(question).concentration
     alone = replace(
         question, host=question.host[1:2], pristine=question.pristine[1:2], doped=question.doped[1:2],
-        mask=question.mask[1:2],
+        measured=question.measured[1:2], mask=question.mask[1:2],
     )  # fmt: skip
     torch.testing.assert_close(model(alone).concentration, whole[1:2], rtol=1e-4, atol=1e-5)
 
@@ -163,14 +173,75 @@ def test_blur_keeps_areas_and_adds_variances():
     assert variance == pytest.approx(3.0**2 + 4.0**2, rel=0.05)
 
 
+QUIET = {"resolution_bins": 0, "noise": 0, "background": 0, "axis_scale": 0, "cut_chance": 0}
+
+
 def test_disturbances_follow_their_seed_and_settings():
     question = random_question()
-    settings = Training(noise=0.1, resolution_bins=2)
-    one, again, other = (disturbed(question, settings, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    settings = Training(noise=0.1, resolution_bins=2, cut_chance=1)
+    one, again, other = (disturbed(question, settings, 5.0, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one.doped, again.doped) and not torch.equal(one.doped, other.doped)
-    quiet = disturbed(question, Training(noise=0, resolution_bins=0), torch.Generator())
-    for name in ("doped", "pristine", "response"):
-        assert torch.equal(getattr(quiet, name), getattr(question, name))
+    assert torch.equal(one.measured, again.measured) and not torch.equal(one.measured, other.measured)
+    quiet = disturbed(question, Training(**QUIET), 5.0, torch.Generator())
+    for name in ("doped", "pristine", "response", "measured"):
+        torch.testing.assert_close(getattr(quiet, name), getattr(question, name), atol=1e-5, rtol=1e-5)
+
+
+def test_cut_spectra_keep_most_of_the_band():
+    """Bins that are measured are next to each other; those of the host's band between 15 and 60 % always are."""
+    question = replace(random_question(), host_pristine=torch.from_numpy(np.array([bump(25, 5), bump(35, 6)])).float())
+    zero = 5.0
+    for seed in range(50):
+        stream = torch.Generator().manual_seed(seed)
+        measured = disturbed(question, Training(**QUIET | {"cut_chance": 1}), zero, stream).measured
+        for row, host in zip(measured, question.host, strict=True):
+            kept = np.flatnonzero(row)
+            assert (np.diff(kept) == 1).all() and len(kept) < BINS
+            top = [25 + 3.1 * 5, 35 + 3.1 * 6][host] - zero
+            assert kept[0] <= zero + 0.15 * top + 2 and kept[-1] >= min(zero + 0.6 * top - 2, BINS - 1)
+
+
+@pytest.mark.parametrize("scale", [0.9, 1.0, 1.05])
+def test_a_stretched_axis_moves_peaks_and_keeps_areas(scale):
+    zero, curve = 10.0, torch.from_numpy(bump(34.5, 3.0))[None]  # bin k holds the energies from k to k + 1
+    moved = stretched(curve, torch.tensor([[scale]]), zero)[0].numpy()
+    assert moved.sum() == pytest.approx(float(curve.sum()), rel=1e-4)
+    centers = np.arange(BINS) + 0.5
+    mean = (moved * centers).sum() / moved.sum()
+    assert mean == pytest.approx(zero + scale * (35 - zero), abs=0.02)
+    width = np.sqrt((moved * (centers - mean) ** 2).sum() / moved.sum())
+    assert width == pytest.approx(scale * 3.0, rel=0.02)
+
+
+def test_what_was_not_measured_has_no_influence(world):
+    samples, responses = world
+    some, model = samples[np.arange(0, 400, 37)], shaken()
+    cut = {name: getattr(some, name).copy() for name in ("pristine", "doped")}
+    cut["doped"][:, 45:] = np.nan  # one of the two is enough
+    one = predict([model], replace(some, **cut), Hosts(responses), "library").concentration
+    cut["pristine"][:, 45:] = 17.0
+    np.testing.assert_array_equal(
+        one, predict([model], replace(some, **cut), Hosts(responses), "library").concentration
+    )
+    assert not np.allclose(one, predict([model], some, Hosts(responses), "library").concentration, atol=1e-4)
+
+
+def test_the_unit_of_the_spectra_does_not_matter(world):
+    samples, responses = world
+    some, model = samples[np.arange(0, 400, 37)], shaken()
+    scaled = replace(some, pristine=7 * some.pristine, doped=0.3 * some.doped)
+    one, other = (predict([model], x, Hosts(responses), "library").concentration for x in (some, scaled))
+    np.testing.assert_allclose(one, other, atol=3e-5)  # of spectra that differ by rounding only, rounding is all
+
+
+def test_responses_are_derivatives_of_normalised_spectra():
+    rng = np.random.default_rng(4)
+    host, response = (torch.from_numpy(rng.random((2, *shape))) for shape in ((BINS,), (3, BINS)))
+    measured = torch.ones(2, BINS, dtype=torch.float64)
+    measured[:, 40:] = 0
+    step = 1e-6
+    moved = (within(measured, host + step * response[:, 1], host) - within(measured, host, host)) / step
+    torch.testing.assert_close(response_within(measured, response, host)[:, 1], moved, rtol=1e-4, atol=1e-4)
 
 
 def test_it_learns_and_knowledge_helps(world):
@@ -179,7 +250,7 @@ def test_it_learns_and_knowledge_helps(world):
     settings = Training(epochs=30, batch_size=64, learning_rate=3e-3)
     torch.manual_seed(0)
     model = ResponseNet(BINS)
-    recipe = ResponseRecipe(model, training, test, responses, settings, "cpu")
+    recipe = ResponseRecipe(model, training, test, responses, 10.0, settings, "cpu")
     optimizer = recipe.optimizer()
     for epoch in range(1, settings.epochs + 1):
         for group in optimizer.param_groups:

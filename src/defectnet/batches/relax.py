@@ -82,8 +82,9 @@ def relax_one(
     def compute(_checkpoint: Path) -> Record:
         supercell = expand(structure_of(pristine), plan.matrix)
         start = apply(substitutions, supercell.atoms)
-        guess = library.superpose(substitutions).displacements if guess_key else None
-        record = relaxation_record(job, start, relax_doped(start, job.potential.model, job.config.relaxation, guess))
+        guess = library.superpose(substitutions) if guess_key else None
+        known = (guess.displacements, guess.hessian) if guess else ()
+        record = relaxation_record(job, start, relax_doped(start, job.potential.model, job.config.relaxation, *known))
         record.header["concentrations"] = substitutions.concentrations(len(start))
         record.arrays["parent"] = supercell.parent
         return record

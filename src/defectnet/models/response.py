@@ -50,9 +50,10 @@ class Question:
     """n doped spectra of m hosts, and what is asked about them. B bins, K candidates of a host at most.
 
     host                   : [n] index of each spectrum's host among the m
-    pristine, doped        : [n, B] intensities (mean 1 over the axis), of one supercell or instrument
+    pristine, doped        : [n, B] intensities, of one supercell or instrument
+    measured               : [n, B] bool, bins in which both are known; elsewhere they may be anything finite
     mask                   : [n, K] candidates that are asked about
-    host_pristine          : [m, B] intensities of the hosts
+    host_pristine          : [m, B] intensities of the hosts (mean 1 over the axis)
     response               : [m, K, B] intensity per unit concentration; 0 where unknown
     level                  : [m, K] index in :data:`LEVELS`
     properties             : [m, K, D] of :func:`candidate_properties`
@@ -61,6 +62,7 @@ class Question:
     host: Tensor
     pristine: Tensor
     doped: Tensor
+    measured: Tensor
     mask: Tensor
     host_pristine: Tensor
     response: Tensor
@@ -159,6 +161,24 @@ class Corrector(nn.Module):
         return ((1 + self.gain(about)) * known + correction).view(m, k, bins)
 
 
+def within(measured: Tensor, curves: Tensor, host: Tensor) -> Tensor:
+    """Spectra [n, ..., B] where they are ``measured`` [n, B], with the area that ``host`` [n, B] has there.
+
+    A spectrum that ends early has no other scale than the host's: what doping moves out of sight is lost.
+    """
+    area = (host * measured).sum(dim=-1, keepdim=True)
+    if curves.dim() == 3:
+        measured, area = measured[:, None], area[:, None]
+    seen = curves * measured
+    return seen * area / seen.sum(dim=-1, keepdim=True).clamp(min=1e-3)
+
+
+def response_within(measured: Tensor, response: Tensor, host: Tensor) -> Tensor:
+    """Responses [n, K, B] as spectra show them that are normalised by :func:`within`: its derivative."""
+    seen, below = response * measured[:, None], (host * measured)[:, None]
+    return seen - below * seen.sum(dim=-1, keepdim=True) / below.sum(dim=-1, keepdim=True).clamp(min=1e-3)
+
+
 class Unmixing(nn.Module):
     """Step 2: non-negative least squares on spectra and on their running sums, which forgive small shifts."""
 
@@ -173,11 +193,14 @@ class Unmixing(nn.Module):
         sums = self.log_cumulative.exp() * curves.cumsum(dim=-1) / curves.shape[-1] ** 0.5
         return torch.cat([self.log_weight.exp() * curves, sums], dim=-1) / curves.shape[-1] ** 0.5
 
-    def forward(self, difference: Tensor, response: Tensor, host: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Concentrations [n, K], and the fit's Gram matrix [n, K, K], projections [n, K] and square [n]."""
+    def forward(self, difference: Tensor, response: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        """Concentrations [n, K], and the fit's Gram matrix [n, K, K], projections [n, K] and square [n].
+
+        Of differences [n, B] and responses [n, K, B].
+        """
         target, basis = self.metric(difference), self.metric(response)
-        gram = (basis @ basis.transpose(1, 2))[host] * (mask[:, :, None] & mask[:, None, :])
-        aim = torch.einsum("nb,nkb->nk", target, basis[host]) * mask
+        gram = (basis @ basis.transpose(1, 2)) * (mask[:, :, None] & mask[:, None, :])
+        aim = torch.einsum("nb,nkb->nk", target, basis) * mask
         scale = (torch.diagonal(gram, dim1=1, dim2=2) + SIZE_FLOOR).sqrt()
         unit = gram / (scale[:, :, None] * scale[:, None, :])
         unit = unit + torch.diag_embed(self.log_ridge.exp() + (~mask).float())
@@ -194,7 +217,7 @@ class Unmixing(nn.Module):
 
 
 class ResponseNet(nn.Module):
-    """The three steps; 214,858 parameters with 240 bins. ``bins`` is the length of the spectra."""
+    """The three steps; 215,026 parameters with 240 bins. ``bins`` is the length of the spectra."""
 
     def __init__(self, bins: int, width: int = 96, blocks: int = 2) -> None:
         super().__init__()
@@ -202,7 +225,7 @@ class ResponseNet(nn.Module):
         self.corrector = Corrector()
         self.unmixing = Unmixing(bins)
         self.spectrum = nn.Sequential(
-            nn.Conv1d(3, 24, 7, stride=2), nn.SiLU(),
+            nn.Conv1d(4, 24, 7, stride=2), nn.SiLU(),
             nn.Conv1d(24, 32, 7, stride=2), nn.SiLU(),
             nn.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Linear(256, width),
         )  # fmt: skip
@@ -216,11 +239,13 @@ class ResponseNet(nn.Module):
 
     def forward(self, question: Question) -> Answer:
         """See :class:`Question` and :class:`Answer`."""
-        host, mask = question.host, question.mask
-        difference = question.doped - question.pristine
-        response = self.corrector(question)
-        unmixed, gram, aim, square = self.unmixing(difference, response, host, mask)
-        residual = difference - torch.einsum("nk,nkb->nb", unmixed, response[host])
+        host, mask, measured = question.host, question.mask, question.measured.float()
+        whose = question.host_pristine[host]
+        pristine, doped = (within(measured, curves, whose) for curves in (question.pristine, question.doped))
+        difference = doped - pristine
+        response = response_within(measured, self.corrector(question)[host], whose)
+        unmixed, gram, aim, square = self.unmixing(difference, response, mask)
+        residual = difference - torch.einsum("nk,nkb->nb", unmixed, response)
         size = torch.diagonal(gram, dim1=1, dim2=2) + 1e-8
         left = aim - (gram @ unmixed[..., None]).squeeze(-1)
         total = square[:, None] + 1e-8
@@ -238,13 +263,13 @@ class ResponseNet(nn.Module):
             (10 * unmixed.sum(dim=1, keepdim=True)).expand_as(aim),
             (torch.log(unexplained + 1e-4) / 4).expand_as(aim),
         ]  # fmt: skip
-        products = response[host] / size.sqrt()[..., None] / total.sqrt()[..., None]
+        products = response / size.sqrt()[..., None] / total.sqrt()[..., None]
         agreement = functional.adaptive_avg_pool1d(products * difference[:, None], WINDOWS)
         after = functional.adaptive_avg_pool1d(products * residual[:, None], WINDOWS)
         level = functional.one_hot(question.level, len(LEVELS)).float()
         told = [question.properties[host], level[host], torch.stack(fit, dim=-1), 20 * agreement, 20 * after]
         tokens = self.candidate(torch.cat(told, dim=-1))
-        whole = self.spectrum(torch.stack([question.pristine, difference, residual], dim=1))
+        whole = self.spectrum(torch.stack([pristine, difference, residual, measured], dim=1))
         tokens = torch.cat([whole[:, None], tokens], dim=1)
         hidden = functional.pad(~mask, (1, 0))
         tokens = self.judge(tokens, src_key_padding_mask=hidden)

@@ -63,7 +63,7 @@ def single_defect(
     origin = int(np.flatnonzero(folding.parent == site)[0])
     start = folding.atoms.copy()
     start.symbols[origin] = dopant
-    relaxed = relax_defect(start, model, relaxation)
+    relaxed = relax_defect(start, model, relaxation, host_hessian)
     result = reference_phonons(relaxed.atoms, ONE_CELL, model, phonons, atoms_per_pass, checkpoint)
     change = result.hessian.matrix - host_hessian
     blocks = unfold(folding, origin, change, tolerance_eV_per_A2)

@@ -10,12 +10,9 @@ import csv
 import io
 import json
 import logging
-import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +31,7 @@ from defectnet.files import write_atomically
 from defectnet.models.defectnet import DefectNet
 from defectnet.models.response import LEVELS, ResponseNet
 from defectnet.seeds import generator
+from defectnet.training.checkpoints import load, reason, reproducible, save
 from defectnet.training.presets import NETWORKS, PRESETS
 from defectnet.training.recipes import (
     Hosts,
@@ -145,6 +143,7 @@ def train(
             "spectra": data.settings.model_dump(mode="json"),
             "vocabulary": list(data.vocabulary),
         }
+        zero = float(np.interp(0, data.edges_meV, np.arange(len(data.edges_meV))))
         split_text = _describe_split(data, samples, parts, about)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -158,12 +157,12 @@ def train(
     members, history = [], []
     for member in range(settings.members):
         own = about | {"member": member}
-        with _reproducible(_seed(own, "initial weights")):
+        with reproducible(_seed(own, "initial weights")):
             model = NETWORKS[preset.network](bins=samples.doped.shape[1]).to(device)
             if responses is None:
                 recipe: Recipe = PublishedRecipe(model, training, validation, settings, device)
             else:
-                recipe = ResponseRecipe(model, training, validation, responses, settings, device)
+                recipe = ResponseRecipe(model, training, validation, responses, zero, settings, device)
             best = _optimise(recipe, settings, output / f"member-{member}.pt", own)
         members.append(best)
         history += [[member, *row] for row in best["history"]]
@@ -189,7 +188,7 @@ def train(
             content["intervals"][level] = interval_widths(told, validation, COVERAGE)
     write_atomically(output / "split.json", split_text.encode())
     write_atomically(output / "history.csv", _history_csv(history, about).encode())
-    _save(output / "checkpoint.pt", content)
+    save(output / "checkpoint.pt", content)
     for member in range(settings.members):
         (output / f"member-{member}.pt").unlink(missing_ok=True)
     return output / "checkpoint.pt"
@@ -254,7 +253,7 @@ def _optimise(recipe: Recipe, settings: Training, last: Path, about: dict[str, A
             state.update(epoch=epoch, rmse=validation_rmse, state_dict=weights)
         if epoch == settings.epochs or time.monotonic() - saved >= SAVE_INTERVAL_s:
             progress = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "best": state, "done": epoch}
-            _save(last, {"about": about, **progress})
+            save(last, {"about": about, **progress})
             saved = time.monotonic()
     return state
 
@@ -275,20 +274,6 @@ def _progress(done: int, epochs: int, state: dict[str, Any]) -> Iterator[int]:
                 epoch, epochs, train_rmse, validation_rmse, state["rmse"], state["epoch"],
             )  # fmt: skip
     bar.close()
-
-
-@contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
-    """Seeded and deterministic PyTorch inside, the caller's settings again outside."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with this
-    before = torch.are_deterministic_algorithms_enabled()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(before)
 
 
 def _seed(about: dict[str, Any], purpose: str) -> int:
@@ -314,35 +299,12 @@ def _history_csv(history: list[list[float]], about: dict[str, Any]) -> str:
     return buffer.getvalue()
 
 
-def _save(path: Path, content: dict[str, Any]) -> None:
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such checkpoint; make it with `defectnet train`") from None
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise RecordError(
-            f"{path}: not a readable checkpoint ({_reason(error)}); delete it and rerun `defectnet train`"
-        ) from None
-    return content if isinstance(content, dict) else {}
-
-
-def _reason(error: Exception) -> str:
-    """Kind and first line: PyTorch explains itself in paragraphs."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
 def _load_last(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
     """The state of an interrupted training with the same data and settings, if there is one."""
     if not path.exists():
         return None
     try:
-        content = _load(path)
+        content = load(path)
     except RecordError as error:
         log.warning("%s; starting from the first epoch", error)
         return None
@@ -357,7 +319,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises :class:`InputError` when there is none and :class:`RecordError` when it is damaged or of another format.
     """
-    content = _load(path)
+    content = load(path)
     try:
         if content["format"] != CHECKPOINT_FORMAT:
             raise KeyError(f"format {content['format']}")
@@ -374,5 +336,5 @@ def load_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecordError(
-            f"{path}: not a checkpoint of this version ({_reason(error)}); rerun `defectnet train`"
+            f"{path}: not a checkpoint of this version ({reason(error)}); rerun `defectnet train`"
         ) from None

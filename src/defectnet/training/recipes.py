@@ -25,6 +25,9 @@ HIDDEN_CHANCE = 0.15
 ERROR_FLOOR = 1e-4
 """Added to expected errors (fractions), so that a certain network is not infinitely certain."""
 
+BAND_EDGE_SHARE = 0.999
+"""Of a host's spectrum that lies below what counts as its highest modes."""
+
 LEVEL_CHANCES = (0.5, 0.25, 0.25)
 """How often training knows the responses from the library, from masses, or not at all."""
 
@@ -97,7 +100,10 @@ def present_candidates(samples: Samples, responses: Responses) -> np.ndarray:
 
 
 class ResponseRecipe:
-    """The response network: many spectra of few hosts per step, knowledge and measurement disturbed at random."""
+    """The response network: many spectra of few hosts per step, knowledge and measurement disturbed at random.
+
+    ``zero`` is the place of zero energy on the axis, in bins.
+    """
 
     gradient_max = 5.0
 
@@ -107,10 +113,12 @@ class ResponseRecipe:
         training: Samples,
         validation: Samples,
         responses: Responses,
+        zero: float,
         settings: Training,
         device: str,
     ):
         self.model, self.settings, self.device = model, settings, device
+        self.zero = zero
         self.validation = validation
         self.hosts = Hosts(responses, device)
         self.rows = [np.flatnonzero(training.host == host) for host in np.unique(training.host)]
@@ -169,7 +177,7 @@ class ResponseRecipe:
             hosts, torch.from_numpy(host).to(self.device), wanted, self.arrays["pristine"][index],
             self.arrays["doped"][index], mask,
         )  # fmt: skip
-        answer = self.model(disturbed(question, self.settings, stream))
+        answer = self.model(disturbed(question, self.settings, self.zero, stream))
         off = (100 * (answer.concentration.detach() - present))[mask]
         return loss(answer, present, mask, hidden.any(dim=1)), float((off**2).sum()), len(off)
 
@@ -199,15 +207,19 @@ class Hosts:
     def question(
         self, hosts: np.ndarray, host: Tensor, wanted: Tensor, pristine: Tensor, doped: Tensor, mask: Tensor
     ) -> Question:
-        """A question about spectra [n, B] of ``hosts`` [m], at levels ``wanted`` [m, K] or below."""
+        """A question about spectra [n, B] of ``hosts`` [m], at levels ``wanted`` [m, K] or below.
+
+        Spectra are NaN where they were not measured.
+        """
         chosen = torch.from_numpy(hosts).to(self.pristine.device)
         level = self.level[chosen].gather(2, wanted.to(chosen.device)[..., None]).squeeze(2)
         bins = self.known.shape[-1]
         response = self.known[chosen].gather(2, level[..., None, None].expand(-1, -1, 1, bins)).squeeze(2)
         return Question(
             host=host,
-            pristine=pristine,
-            doped=doped,
+            pristine=pristine.nan_to_num(),
+            doped=doped.nan_to_num(),
+            measured=(pristine + doped).isfinite(),
             mask=mask,
             host_pristine=self.pristine[chosen],
             response=response,
@@ -216,12 +228,14 @@ class Hosts:
         )
 
 
-def disturbed(question: Question, settings: Training, stream: torch.Generator) -> Question:
-    """The same as a measurement might show it: coarser, and with noise.
+def disturbed(question: Question, settings: Training, zero: float, stream: torch.Generator) -> Question:
+    """The same as a measurement might show it: on another energy scale, coarser, cut off, on a background, with noise.
 
-    Responses are as coarse as the spectra, but have no noise. Amounts are uniform from 0 to those of the settings.
+    ``zero`` is the place of zero energy on the axis, in bins. Amounts are uniform from 0 to those of the settings.
+    What is computed of a host is as coarse as the spectra, but has no other fault.
     """
     device = question.doped.device
+    n, bins = question.doped.shape
 
     def upto(largest: float, *shape: int) -> Tensor:
         return (largest * torch.rand(shape, generator=stream)).to(device)
@@ -230,11 +244,29 @@ def disturbed(question: Question, settings: Training, stream: torch.Generator) -
     width = float(upto(settings.resolution_bins, 1))
     if width > 0.3:
         curves = {name: blurred(curve, width) for name, curve in curves.items()}
-    n, bins = question.doped.shape
+    scale = 1 + upto(2 * settings.axis_scale, n, 1) - settings.axis_scale
     noise = upto(settings.noise, n, 1)
+    tilt = torch.linspace(-1, 1, bins, device=device)
     for name in ("pristine", "doped"):
-        curves[name] = curves[name] + noise * torch.randn((n, bins), generator=stream).to(device)
-    return replace(question, **curves)
+        level, slope = (settings.background * torch.randn((2, n, 1), generator=stream)).to(device)
+        random = torch.randn((n, bins), generator=stream).to(device)
+        curves[name] = stretched(curves[name], scale, zero) + level + slope * tilt + noise * random
+    # Some begin above the elastic line, and end before the host's highest modes or beyond.
+    below = curves["host_pristine"].cumsum(dim=1)
+    top = (below < BAND_EDGE_SHARE * below[:, -1:]).sum(dim=1)[question.host, None] - zero
+    place = torch.arange(bins, device=device) - zero
+    inside = (place >= upto(0.15, n, 1) * top) & (place <= (0.6 + upto(0.6, n, 1)) * top)
+    whole = upto(1, n, 1) >= settings.cut_chance
+    return replace(question, measured=question.measured & (inside | whole), **curves)
+
+
+def stretched(curves: Tensor, scale: Tensor, zero: float) -> Tensor:
+    """Curves [n, B] whose energies are multiplied by ``scale`` [n, 1], areas conserved; ``zero`` as a place in bins."""
+    bins = curves.shape[1]
+    below = functional.pad(curves.cumsum(dim=1), (1, 0))
+    place = (zero + (torch.arange(bins + 1).to(curves) - zero) / scale).clamp(0, bins)
+    first = place.long().clamp(max=bins - 1)
+    return torch.lerp(below.gather(1, first), below.gather(1, first + 1), place - first).diff(dim=1)
 
 
 def blurred(curves: Tensor, width: float) -> Tensor:
