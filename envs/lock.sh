@@ -4,7 +4,7 @@
 set -eu
 python=$1 name=$2
 case $name in
-  main) extras=workflow,learn,optimade,dev ;;
+  main) extras=workflow,learn,optimade,amorphous,dev ;;
   *) extras=$name,test ;;
 esac
 scratch=$(mktemp -d)

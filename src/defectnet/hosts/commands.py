@@ -17,6 +17,7 @@ from defectnet.errors import InputError
 
 if TYPE_CHECKING:
     from defectnet.config import Config
+    from defectnet.hosts.disorder import Disorder
     from defectnet.hosts.filters import Candidates, Rejection
     from defectnet.hosts.sheet import Host
 
@@ -33,6 +34,7 @@ class Source(StrEnum):
 
     CURATED = "curated"
     DIRECTORY = "directory"
+    EXTXYZ = "extxyz"
     SNUMAT = "snumat"
     OPTIMADE_FILE = "optimade-file"
     OPTIMADE = "optimade"
@@ -45,9 +47,12 @@ def select(
     path: Annotated[
         Path | None,
         typer.Option(
-            help="Sheet, directory, archive or JSON-lines file; curated has one of its own. "
+            help="Sheet, directory, archive, extended-xyz or JSON-lines file; curated has one of its own. "
             "For databases the folder that keeps their answers, results/downloads by default."
         ),
+    ] = None,
+    config_type: Annotated[
+        list[str] | None, typer.Option(help="Kind of structures to take from an extended-xyz file; repeat; else all.")
     ] = None,
     provider: Annotated[
         list[str] | None, typer.Option(help="OPTIMADE provider: its id (mp, oqmd) or a base URL; repeat.")
@@ -61,6 +66,7 @@ def select(
     ] = None,
     n: Annotated[int | None, typer.Option(min=1, help="Hosts in the finished sheet; all that pass by default.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the choice; run.seed by default.")] = None,
+    min_atoms: Annotated[int, typer.Option(min=1, help="Fewest atoms in the primitive cell.")] = 1,
     max_atoms: Annotated[int, typer.Option(min=1, help="Most atoms in the primitive cell.")] = 25,
     elements_min: Annotated[int, typer.Option(min=1, help="Fewest elements.")] = 2,
     elements_max: Annotated[int, typer.Option(min=1, help="Most elements.")] = 5,
@@ -89,13 +95,14 @@ def select(
         elements_min=elements_min,
         elements_max=elements_max,
         elemental=elemental,
+        atoms_min=min_atoms,
         atoms_max=max_atoms,
         gap_min_eV=gap_min,
         gap_max_eV=gap_max,
         require_gap=require_gap,
     )
     existing = sheet.read_sheet(extend) if extend else []
-    found = _candidates(source, path, gap_field, provider, query, page_limit)
+    found = _candidates(source, path, config_type, gap_field, provider, query, page_limit)
     suitable = filters.apply_criteria(found.hosts, criteria)
     unique = filters.drop_duplicates(suitable.hosts, existing, partial(_progress, label="duplicates"))
     refused = [*found.rejected, *suitable.rejected, *unique.rejected]
@@ -109,6 +116,53 @@ def select(
     else:
         sheet.write_sheet(output, selected, comment)
     typer.echo(f"{extend or output}: {len(existing) + len(selected)} hosts, {len(selected)} of them new")
+
+
+@app.command()
+def amorphous(
+    output: Annotated[Path, typer.Option(help="Folder for the structures and their sheet, hosts.tsv.")],
+    number: Annotated[int, typer.Option(min=1, help="Structures, all sizes and levels of disorder in turn.")] = 20,
+    atoms: Annotated[
+        list[int] | None, typer.Option(help="Atoms per cell: 64 (default), 96, 144, 216, ...; repeat.")
+    ] = None,
+    switches: Annotated[
+        list[float] | None, typer.Option(help="Bonds to switch in a crystal, per atom; repeat; 0.02-0.4 by default.")
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Rate in K/s to quench a melt at; repeat; 1e14-1e16 by default.")
+    ] = None,
+    density_min: Annotated[float, typer.Option(help="Lowest density, as a fraction of the crystal's.")] = 0.96,
+    density_max: Annotated[float, typer.Option(help="Highest density.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; the same one makes the same structures.")] = 0,
+) -> None:
+    """Make disordered silicon, from one switched bond to a fast-quenched melt, and a sheet of it."""
+    from defectnet.hosts import amorphous as silicon
+    from defectnet.hosts.sheet import write_sheet
+
+    if not switches and not rate:
+        switches, rate = list(silicon.SWITCHES_PER_ATOM), list(silicon.RATES_K_PER_S)
+    recipes = silicon.recipes(number, atoms or (64,), switches or (), rate or (), (density_min, density_max), seed)
+    hosts = silicon.generate(recipes, output, partial(_progress, label="structures"))
+    write_sheet(output / "hosts.tsv", hosts)
+    typer.echo(f"{output / 'hosts.tsv'}: {len(hosts)} hosts")
+
+
+@app.command()
+def disorder(
+    sheet_path: SHEET,
+    cutoff: Annotated[float, typer.Option(help="Atoms closer than this in Å are bonded.")] = 2.85,
+) -> None:
+    """Coordination, bond angles and rings of a sheet's hosts, by family."""
+    from defectnet.hosts.disorder import measure
+    from defectnet.hosts.sheet import read_sheet
+
+    families: dict[str, list[Host]] = {}
+    for host in read_sheet(sheet_path):
+        families.setdefault(host.family or host.id, []).append(host)
+    rows = []
+    for family, hosts in _progress(list(families.items()), label="families"):
+        rows.append((family, len(hosts), measure([host.build().to_ase_atoms() for host in hosts], cutoff)))
+    _print_disorder(rows)
 
 
 @app.command()
@@ -149,6 +203,7 @@ def _settings(config: Path | None) -> Config:
 def _candidates(
     source: Source,
     path: Path | None,
+    config_types: list[str] | None,
     gap_fields: list[str] | None,
     providers: list[str] | None,
     query: str | None,
@@ -160,6 +215,8 @@ def _candidates(
         raise InputError(
             f"--provider, --page-limit: not for --source {source}; leave them out or use --source optimade"
         )
+    if config_types and source is not Source.EXTXYZ:
+        raise InputError(f"--config-type: not for --source {source}; leave it out or use --source extxyz")
     if source is Source.CURATED:
         return sources.curated(path or sources.CURATED_SHEET)
     if source in (Source.OPTIMADE, Source.MATERIALS_PROJECT):
@@ -175,6 +232,10 @@ def _candidates(
         raise InputError(f"--path: needed with --source {source}; give the directory or file to read")
     if source is Source.DIRECTORY:
         return sources.directory(path, partial(_progress, label="files"))
+    if source is Source.EXTXYZ:
+        from defectnet.hosts.frames import frames
+
+        return frames(path, sources.DOWNLOADS / path.stem, config_types or (), partial(_progress, label="frames"))
     progress = partial(_progress, label="entries")
     if source is Source.SNUMAT:
         return sources.snumat(path, gap_fields or sources.SNUMAT_GAP_FIELDS, progress)
@@ -220,6 +281,21 @@ def _print_sheet(hosts: list[Host]) -> None:
         table.add_row(host.id, host.formula, host.family, group, gap, str(host.n_atoms), host.source)
     Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe has no width of its own
     typer.echo(f"{len(hosts)} hosts")
+
+
+def _print_disorder(rows: list[tuple[str, int, Disorder]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from defectnet.hosts.disorder import RING_MAX
+
+    measures = ("hosts", "bonds", "fourfold", "angle / °", "spread / °")
+    table = Table("family", *measures, *(f"{size}-rings" for size in range(3, RING_MAX + 1)), box=None)
+    for family, count, found in rows:
+        numbers = found.coordination, found.fourfold, found.angle_deg, found.angle_spread_deg, *found.rings[3:]
+        table.add_row(family, str(count), *(f"{number:.2f}" for number in numbers))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)  # a pipe has no width of its own
+    typer.echo("bonds, rings: per atom")
 
 
 def _print_host(host: Host) -> None:

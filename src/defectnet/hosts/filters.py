@@ -12,13 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from defectnet.elements import PUBLISHED_VOCABULARY
 from defectnet.errors import InputError
 from defectnet.files import write_atomically
 from defectnet.hosts.sheet import Host
 
 if TYPE_CHECKING:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
+
+DISORDERED_ABOVE = 25
+"""A larger primitive cell without any symmetry is disordered: comparing two of 216 atoms site by site takes seconds."""
+
+COPY_A = 0.01
+"""Disordered cells whose sorted distances between atoms differ by less than this in Å are copies."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Criteria:
     elements_min: int = 2
     elements_max: int = 5
     elemental: bool = False
+    atoms_min: int = 1
     atoms_max: int = 25
     gap_min_eV: float | None = None
     gap_max_eV: float | None = None
@@ -55,6 +65,8 @@ class Criteria:
         """Raise :class:`InputError` for limits that nothing can meet."""
         if self.elements_min > self.elements_max:
             raise InputError(f"elements: minimum {self.elements_min} exceeds maximum {self.elements_max}; swap them")
+        if self.atoms_min > self.atoms_max:
+            raise InputError(f"atoms: minimum {self.atoms_min} exceeds maximum {self.atoms_max}; swap them")
         if self.gap_min_eV is not None and self.gap_max_eV is not None and self.gap_min_eV > self.gap_max_eV:
             raise InputError(f"gap: minimum {self.gap_min_eV:g} eV exceeds maximum {self.gap_max_eV:g} eV; swap them")
 
@@ -89,6 +101,8 @@ def _verdict(host: Host, criteria: Criteria) -> tuple[str, str] | None:
         return "elements", f"{count} element{'s' * (count != 1)}; {limits} allowed"
     if host.n_atoms > criteria.atoms_max:
         return "atoms", f"{host.n_atoms} atoms in the primitive cell; at most {criteria.atoms_max} allowed"
+    if host.n_atoms < criteria.atoms_min:
+        return "atoms", f"{host.n_atoms} atoms in the primitive cell; at least {criteria.atoms_min} wanted"
     if host.gap_eV is None:
         return ("gap", "no known gap; one is required") if criteria.require_gap else None
     if criteria.gap_min_eV is not None and host.gap_eV < criteria.gap_min_eV:
@@ -106,18 +120,18 @@ def drop_duplicates(
     """Keep one of each crystal, and none that ``existing`` has already.
 
     Crystals of equal reduced formula and space group are compared by pymatgen's ``StructureMatcher`` (default
-    tolerances, cells scaled to equal volume). Of equals, one with a known gap goes first, then the first id in
-    alphabetical order, so that the result does not depend on input order. Hosts that cannot be built, and ids that are
-    taken, are rejected. ``progress`` may wrap the loop over ``hosts``.
+    tolerances, cells scaled to equal volume), disordered ones by their distances. Of equals, one with a known gap goes
+    first, then the first id in alphabetical order, so that the result does not depend on input order. Hosts that cannot
+    be built, and ids that are taken, are rejected. ``progress`` may wrap the loop over ``hosts``.
     """
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher()
     taken = {host.id: host for host in existing}
-    groups: dict[tuple[str, int], list[tuple[Host, Structure]]] = defaultdict(list)
+    groups: dict[tuple[str, int], list[tuple[Host, Structure | np.ndarray]]] = defaultdict(list)
     for host in existing:
-        structure = host.build()
-        groups[_group(host, structure)].append((host, structure))
+        group, crystal = _comparable(host, host.build())
+        groups[group].append((host, crystal))
     kept, rejected = [], []
     for host in progress(sorted(hosts, key=_precedence)):
         if host.id in taken:
@@ -131,13 +145,13 @@ def drop_duplicates(
         except InputError as error:
             rejected.append(Rejection(host.id, host.formula, "unreadable", str(error).replace("\n", "; ")))
             continue
-        group = groups[_group(host, structure)]
-        twin = next((other for other, known in group if matcher.fit(known, structure)), None)
+        group, crystal = _comparable(host, structure)
+        twin = next((other for other, known in groups[group] if _same(matcher, known, crystal)), None)
         if twin is not None:
             rejected.append(Rejection(host.id, host.formula, "duplicate", f"same crystal as {twin.id}"))
             continue
         taken[host.id] = host
-        group.append((host, structure))
+        groups[group].append((host, crystal))
         kept.append(host)
     return Candidates(kept, rejected)
 
@@ -148,13 +162,27 @@ def _precedence(host: Host) -> tuple:
     return host.gap_eV is None, host.id, *map(str, columns)
 
 
-def _group(host: Host, structure: Structure) -> tuple[str, int]:
-    """Reduced formula and space-group number: only crystals that share both are compared."""
+def _comparable(host: Host, structure: Structure) -> tuple[tuple[str, int], Structure | np.ndarray]:
+    """Reduced formula and space-group number, which equal crystals share, and what tells them apart within these.
+
+    That is the structure itself, or the sorted distances [N (N - 1) / 2] in Å of a disordered one.
+    """
     from defectnet.hosts import crystallography as xtal
 
     if host.spacegroup is not None:
-        return structure.reduced_formula, xtal.spacegroup_number(host.spacegroup)
-    return structure.reduced_formula, structure.get_space_group_info(xtal.SYMPREC_A)[1]
+        number = xtal.spacegroup_number(host.spacegroup)
+    else:
+        number = structure.get_space_group_info(xtal.SYMPREC_A)[1]
+    group = structure.reduced_formula, number
+    if number > 1 or len(structure) <= DISORDERED_ABOVE:
+        return group, structure
+    return group, np.sort(structure.distance_matrix[np.triu_indices(len(structure), k=1)])
+
+
+def _same(matcher: StructureMatcher, one: Structure | np.ndarray, other: Structure | np.ndarray) -> bool:
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.shape == other.shape and bool(np.abs(one - other).max() < COPY_A)
+    return type(one) is type(other) and matcher.fit(one, other)
 
 
 def write_rejections(path: str | Path, rejected: Iterable[Rejection]) -> None:

@@ -24,7 +24,7 @@ from defectnet.files import write_atomically
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-SOURCES = ("curated", "directory", "optimade", "snumat", "materials-project")
+SOURCES = ("curated", "directory", "extxyz", "amorphous", "optimade", "snumat", "materials-project")
 
 CELL_COLUMNS = ("spacegroup", "a", "b", "c", "alpha", "beta", "gamma", "sites")
 

@@ -22,7 +22,7 @@ from ase.data import chemical_symbols
 
 from defectnet.errors import InputError
 from defectnet.hosts import downloads
-from defectnet.hosts.filters import Candidates, Rejection
+from defectnet.hosts.filters import DISORDERED_ABOVE, Candidates, Rejection
 from defectnet.hosts.sheet import Host, read_sheet
 
 if TYPE_CHECKING:
@@ -43,9 +43,6 @@ gaps (``*_optical``) and not those of the semilocal functional (``Band_gap_GGA``
 DOWNLOADS = Path("results/downloads")
 """Where answers of databases are kept, relative to the repository root."""
 
-INLINE_P1_ATOMS_MAX = 25
-"""A larger cell without any symmetry (amorphous, say) stays in its file: inline, it would be an unreadable row."""
-
 STRUCTURE_FILES = ("*.cif", "poscar*", "contcar*", "*.poscar", "*.vasp", "*.extxyz")
 """Names of structure files, whatever their case."""
 
@@ -61,7 +58,7 @@ def directory(path: str | Path, progress: Progress = iter) -> Candidates:
     """Structure files (:data:`STRUCTURE_FILES`) anywhere below a directory, in alphabetical order.
 
     The id is the path below the directory without suffix, with ``-`` between folders. A crystal that Wyckoff sites
-    cannot give back, or a P1 cell of more than :data:`INLINE_P1_ATOMS_MAX` atoms, keeps its file in ``structure``.
+    cannot give back, or a P1 cell of more than :data:`DISORDERED_ABOVE` atoms, keeps its file in ``structure``.
     Raises :class:`InputError` when the directory is missing or holds no such file.
     """
     root = Path(path)
@@ -75,9 +72,9 @@ def directory(path: str | Path, progress: Progress = iter) -> Candidates:
     hosts, rejected = [], []
     for file in progress(files):
         name = file.relative_to(root)
-        host_id = _as_id("-".join(name.with_suffix("").parts if _has_format_suffix(name) else name.parts))
+        host_id = as_id("-".join(name.with_suffix("").parts if _has_format_suffix(name) else name.parts))
         try:
-            hosts.append(_from_file(file, host_id, name.as_posix()))
+            hosts.append(from_file(file, host_id, name.as_posix()))
         except InputError as error:
             rejected.append(Rejection(host_id, "", "unreadable", str(error)))
     return Candidates(hosts, rejected)
@@ -107,7 +104,7 @@ def optimade_file(path: str | Path, gap_fields: Sequence[str] = GAP_FIELDS, prog
         if not isinstance(entry, dict) or entry.get("type") != "structures":
             continue
         name = str(entry.get("id", number))
-        found.append(_optimade_candidate(entry, _as_id(name), gap_fields, f"{path.name} {name}", place))
+        found.append(_optimade_candidate(entry, as_id(name), gap_fields, f"{path.name} {name}", place))
     if not found:
         raise InputError(
             f"--path: {path} holds no OPTIMADE structures; give one JSON object of type structures per line"
@@ -139,7 +136,7 @@ def optimade(
         prefix = str((page["meta"].get("provider") or {}).get("prefix") or "optimade")
         for entry in page["data"]:
             name = str(entry.get("id"))
-            host_id = _as_id(name if name.startswith(f"{prefix}-") else f"{prefix}-{name}")
+            host_id = as_id(name if name.startswith(f"{prefix}-") else f"{prefix}-{name}")
             reference = f"OPTIMADE {prefix} {name}, {page['retrieved']}"
             found.append(_optimade_candidate(entry, host_id, gap_fields, reference, f"{file} {name}"))
     return _split(found)
@@ -206,7 +203,7 @@ def snumat(path: str | Path, gap_fields: Sequence[str] = SNUMAT_GAP_FIELDS, prog
                 found.append(_from_snumat(entry, name, gap_fields))
                 first_of[icsd] = member.filename
             except _UnusableError as error:
-                found.append(Rejection(_as_id(name), "", error.rule, f"{member.filename}: {error}"))
+                found.append(Rejection(as_id(name), "", error.rule, f"{member.filename}: {error}"))
     return _split(found)
 
 
@@ -239,7 +236,7 @@ def _from_snumat(entry: Mapping[str, Any], name: str, gap_fields: Sequence[str])
         raise _UnusableError("unreadable", str(error)) from None
     numbers = {"ICSD": entry.get("ICSD_number"), "SNUMAT": entry.get("SNUMAT_id")}
     reference = ", ".join([*(f"{label} {number}" for label, number in numbers.items() if number), "Kim et al. (2020)"])
-    return _described(structure, _as_id(name), "snumat", reference, _gap(entry, gap_fields))
+    return _described(structure, as_id(name), "snumat", reference, _gap(entry, gap_fields))
 
 
 class _UnusableError(Exception):
@@ -255,7 +252,7 @@ def _split(found: Sequence[Host | Rejection]) -> Candidates:
     return Candidates(hosts, [one for one in found if isinstance(one, Rejection)])
 
 
-def _as_id(name: str) -> str:
+def as_id(name: str) -> str:
     """A file name made of the characters that ids may have."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).lstrip(".-") or "_"
 
@@ -264,14 +261,14 @@ def _has_format_suffix(name: Path) -> bool:
     return name.suffix.lower() in {Path(pattern).suffix for pattern in STRUCTURE_FILES if pattern.startswith("*")}
 
 
-def _from_file(file: Path, host_id: str, reference: str) -> Host:
+def from_file(file: Path, host_id: str, reference: str) -> Host:
     """Host of a structure file, inline where that is readable and exact. Raises :class:`InputError`."""
     from defectnet.hosts import crystallography as xtal
 
     structure = xtal.read_structure(file)
     words = xtal.describe(structure)
     formula = structure.reduced_formula
-    if words is None or (words.spacegroup == "P1" and words.n_atoms > INLINE_P1_ATOMS_MAX):
+    if words is None or (words.spacegroup == "P1" and words.n_atoms > DISORDERED_ABOVE):
         in_file = Host(host_id, formula, structure=file, source="directory", reference=reference)
         return replace(in_file, n_atoms=len(in_file.build()))
     return _inline(words, id=host_id, formula=formula, source="directory", reference=reference)
