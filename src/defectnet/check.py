@@ -12,13 +12,18 @@ from defectnet.dataset.schema import Dataset
 from defectnet.dopants import recommend
 from defectnet.errors import InputError
 from defectnet.hosts.sheet import check_hosts, read_sheet
+from defectnet.phonons.pdos import energy_edges
 
 
 def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
-    """Check host sheet, overrides and potential, or the dataset that is given; yields what was found, line by line.
+    """Check hosts, overrides, potential or the dataset that is given, and the network that fine-tuning starts from.
+
+    Yields what was found, line by line.
 
     Raises :class:`InputError` that names file, field and remedy.
     """
+    if settings.training.pretrained is not None:
+        yield check_pretrained(settings)
     if settings.run.dataset is not None:
         with Dataset(Path(settings.run.dataset)) as data:
             yield f"{settings.run.dataset}: {len(data.spectra.id)} spectra of {len(data.hosts.id)} hosts"
@@ -33,6 +38,18 @@ def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
         recommend(by_id[host_id].build(), host_id, settings.dopants, settings.hosts.vocabulary)
     if with_potential:
         yield check_potential(settings.potential)
+
+
+def check_pretrained(settings: Config) -> str:
+    """Whether the network that fine-tuning starts from can see the spectra of this run; returns what it is."""
+    from defectnet.training.fit import load_checkpoint, require_same_grid
+
+    path = Path(settings.training.pretrained)
+    network = load_checkpoint(path)
+    if settings.run.dataset is None:
+        require_same_grid(network, energy_edges(settings.spectra), "the block spectra")
+    about = network.about
+    return f"{path}: network {network.network}, trained on spectra of {', '.join(about['potentials'])}"
 
 
 def check_potential(settings: Potential) -> str:

@@ -249,17 +249,25 @@ class Spectra(Block):
 class Training(Block):
     """The network and its training."""
 
-    presets: list[Literal["published", "absolute", "response"]] = Field(
+    presets: list[Literal["published", "absolute", "response", "finetuned"]] = Field(
         ["published", "response"],
         min_length=1,
         description="published: network and axis of arXiv:2506.00725; absolute: same network, spectra block's axis; "
-        "response: one query per candidate, given what it does to the host's spectrum.",
+        "response: one query per candidate, given what it does to the host's spectrum; finetuned: the network of "
+        "pretrained, trained on.",
+    )
+    pretrained: str | None = Field(None, description="Preset finetuned: checkpoint of the network that it starts from.")
+    frozen: list[str] = Field(
+        [], description="Preset finetuned: parts of the network that stay as they are, such as corrector or judge."
     )
     epochs: int = Field(10, ge=1, description="Passes over the training spectra.")
     batch_size: int = Field(64, ge=1, description="Spectra per gradient step.")
-    learning_rate: float | None = Field(None, gt=0, description="Adam step size; null: 5e-4, of preset response 2e-3.")
+    learning_rate: float | None = Field(None, gt=0, description="Adam step size; null: the preset's own.")
     validation_fraction: float = Field(0.15, gt=0, lt=0.5, description="Share of hosts (or rows) for validation.")
     test_fraction: float = Field(0.2, gt=0, lt=0.5, description="Share of hosts (or rows) held out for the test.")
+    train_fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of the training hosts (or rows) that is used, for learning curves."
+    )
     splits: list[Literal["host", "row", "configuration", "element"]] = Field(
         ["host", "row"],
         min_length=1,
@@ -287,6 +295,17 @@ class Training(Block):
     cut_chance: float = Field(
         0.2, ge=0, le=1, description="Preset response: chance that both ends of a training spectrum are not measured."
     )
+
+    @model_validator(mode="after")
+    def _startable(self) -> Training:
+        if "finetuned" in self.presets and self.pretrained is None:
+            raise ValueError("presets: finetuned needs pretrained, the checkpoint of a trained network")
+        return self
+
+    def of_preset(self, preset: str) -> dict[str, Any]:
+        """What determines the training of one network, as plain values."""
+        others = {"presets", "splits", "repeats"} | (set() if preset == "finetuned" else {"pretrained", "frozen"})
+        return self.model_dump(mode="json", exclude=others)
 
 
 class Config(Block):

@@ -297,7 +297,7 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
     spectra = settings.superposed_per_host + settings.mass_only_per_host + responses
     probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [
-        Load("library", tuple(of_library), singles),
+        Load("library", tuple(of_library), singles if config.needs_library else 0),
         Load("relax", (*of_relax, work("relax", doped)), 1 + doped),
         Load("phonons", (*of_phonons, by_differences(direct, of_direct), *probed), 1 + doped),
         Load("superposed", (work("spectra", spectra),), spectra),

@@ -5,6 +5,7 @@ import resource
 import signal
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 import h5py
 import numpy as np
@@ -15,7 +16,7 @@ from synthetic import comparisons, host_entry, make_dataset, spectra, supercell_
 from defectnet.config import Config, Spectra
 from defectnet.dataset.samples import Axis, host_edges, intensity, load_samples, sample_mask
 from defectnet.dataset.schema import COMPARED, SCHEMA_VERSION, Dataset, HostEntry, MissingEntry, content_digest
-from defectnet.dataset.splits import host_groups, split, without_unseen
+from defectnet.dataset.splits import host_groups, split, thinned, without_unseen
 from defectnet.elements import element_amounts
 from defectnet.errors import InputError, RecordError
 from defectnet.phonons.pdos import neutron_weights, pdos, spectrum
@@ -426,3 +427,18 @@ def test_mask_keeps_present_dopants_and_draws_distractors():
     for probability, expected in ((0.0, targets > 0), (1.0, candidates)):
         drawn = sample_mask(candidates, targets, probability, torch.Generator().manual_seed(1))
         assert torch.equal(drawn, expected)
+
+
+def test_learning_curves_leave_out_whole_groups():
+    groups = np.repeat(np.arange(40), 5)
+    parts = split(groups, "host", 0.15, 0.2, seed=3)
+    kept = [thinned(parts, groups, fraction, seed=3) for fraction in (0.01, 0.25, 0.5, 1.0)]
+    for fewer, more in pairwise(kept):
+        assert set(fewer.train) < set(more.train)
+    np.testing.assert_array_equal(kept[-1].train, parts.train)
+    n_groups = len(np.unique(groups[parts.train]))
+    for fraction, one in zip((0.25, 0.5), kept[1:3], strict=True):
+        assert len(np.unique(groups[one.train])) == round(fraction * n_groups)
+        assert len(one.train) == 5 * round(fraction * n_groups)
+        np.testing.assert_array_equal(one.test, parts.test)
+    assert len(kept[0].train) == 5

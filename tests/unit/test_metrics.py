@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 
-from defectnet.training.metrics import metrics, open_set, score
+from defectnet.training.metrics import metrics, nominal, open_set, score
 
 
 def scored(true, predicted, presence=None, host=None):
@@ -153,3 +153,19 @@ def test_hidden_dopants_that_are_noticed():
     assert scores["at"][">=5"] == 1 and scores["at"]["<0.5"] == pytest.approx(0.5, abs=0.06)
     assert scores["auroc"] == pytest.approx((scores["at"][">=5"] + scores["at"]["<0.5"]) / 2)
     assert scores["n"] == 800 and scores["n_hosts"] == 7
+
+
+def test_studies_of_one_dopant_are_listed_by_concentration():
+    rng = np.random.default_rng(5)
+    true = np.repeat([0.02, 0.05, 0.1], 40)
+    told = 1.1 * true + rng.normal(0, 0.004, len(true))
+    rows = nominal(true, told, np.full(len(true), 0.01))
+    assert [(row["true_at"], row["n"], row["width_at"]) for row in rows] == [
+        (2.0, 40, 1.0),
+        (5.0, 40, 1.0),
+        (10.0, 40, 1.0),
+    ]
+    for row in rows:
+        assert row["mean_at"] == pytest.approx(1.1 * row["true_at"], abs=4 * 0.4 / 40**0.5)
+        assert row["deviation_at"] == pytest.approx(0.4, rel=0.4)
+    assert nominal(true, told)[0]["width_at"] is None

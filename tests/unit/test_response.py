@@ -313,7 +313,7 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
         told = truth + asked * (0.01 * wrong * rng.normal(size=len(host)))[:, None]
         nothing = np.zeros((len(host), 1), np.float32)
         samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth)
-        return samples, Prediction(told, told, np.where(asked, 0.01, 0), nothing[:, 0])
+        return samples, Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
 
     covered = []
     for _ in range(60):

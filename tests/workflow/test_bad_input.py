@@ -49,6 +49,19 @@ def test_missing_weights_stop_the_workflow_before_its_first_job(tmp_path, potent
     assert not (bad.results / "dopants").exists()
 
 
+@pytest.mark.parametrize(
+    ("training", "part"),
+    [
+        ({"presets": ["finetuned"]}, "presets: finetuned needs pretrained"),
+        ({"presets": ["finetuned"], "pretrained": "no.pt"}, "no.pt: no such checkpoint"),
+    ],
+    ids=["unnamed", "missing"],
+)
+def test_finetuning_needs_a_network_to_start_from(tmp_path, training, part):
+    bad = campaign(tmp_path, training=training)
+    assert_told(bad.defectnet("check", "--config", "config.yaml", succeeds=False), part)
+
+
 def test_wrong_environment_is_refused(tmp_path):
     bad = campaign(tmp_path, potential={"name": "sevennet"})  # with the interpreter of the main environment
     told = bad.defectnet("check", "--config", "config.yaml", succeeds=False)

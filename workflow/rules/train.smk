@@ -3,9 +3,15 @@ RUN = ("{preset}", "{split}", "{repeat}")
 MODEL = LAYOUT.model(*RUN)
 
 
+def pretrained(wildcards):
+    """The checkpoint that a network starts from, if any."""
+    return CONFIG.training.pretrained if wildcards.preset == "finetuned" else []
+
+
 rule train:
     input:
         dataset=LAYOUT.dataset,
+        pretrained=pretrained,
     output:
         checkpoint=MODEL / "checkpoint.pt",
         history=MODEL / "history.csv",
@@ -21,7 +27,7 @@ rule train:
         config=config_file,
         limits=limits,
         seed=CONFIG.run.seed,
-        settings=CONFIG.training.model_dump_json(exclude={"presets", "splits", "repeats"}),
+        settings=lambda wildcards: json.dumps(CONFIG.training.of_preset(wildcards.preset)),
     message:
         "Train network {wildcards.preset}, split by {wildcards.split}, repeat {wildcards.repeat}"
     shell:

@@ -152,8 +152,7 @@ def _draw(
 
     The same for every fidelity. Raises :class:`PhysicsError` where none fits.
     """
-    supercells = job.config.supercells
-    settings = supercells.model_copy(update={"concentration_max": min(supercells.concentration_max, limit)})
+    settings = job.config.supercells.model_copy(update={"concentration_max": limit})
     rng = generator(job.config.run.seed, plan.host_id, "superposed", str(number))
     try:
         return plan_substitutions(symbols, candidates, settings, rng)
@@ -216,7 +215,7 @@ def _spectra(job: Job, plan: HostPlan, ground: Ground, fidelity: str, count: int
     inputs = {
         "fidelity": fidelity,
         "candidates": [[candidate.dopant, candidate.replaces] for candidate in candidates],
-        "supercells": config.supercells.model_dump(exclude={"doped_per_host", "atoms_min", "atoms_max"}),
+        "supercells": config.supercells.model_dump(include={"species_min", "species_max", "concentration_min"}),
         "concentration_max": limit,
         "seed": config.run.seed,
         **_inputs(ground, fidelity == "superposed"),

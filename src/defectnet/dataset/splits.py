@@ -144,6 +144,17 @@ def _element(
     )
 
 
+def thinned(parts: Split, groups: np.ndarray, fraction: float, seed: int, repeat: int = 0) -> Split:
+    """The same with a share of the training groups only, at least one; smaller shares are parts of larger ones.
+
+    ``groups`` [n] are the hosts' of each row, or every row's own.
+    """
+    members = np.unique(groups[parts.train])
+    order = generator(seed, "split", "thinned", str(repeat)).permutation(members)
+    kept = order[: max(1, round(fraction * len(members)))]
+    return replace(parts, train=parts.train[np.isin(groups[parts.train], kept)])
+
+
 def without_unseen(training: Samples) -> Samples:
     """The training part of an ``element`` split, not asking about elements that none of its spectra holds."""
     seen = (training.targets > 0).any(axis=0)

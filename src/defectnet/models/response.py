@@ -79,7 +79,7 @@ class Answer:
     log_error     : logarithm of the expected error of the concentration in at.%
     foreign       : [n] logit that the spectrum holds a dopant that is not asked about
     unmixed       : concentration by the least squares alone
-    residual      : [n, B] what the least squares leaves of the doped - pristine difference
+    unexplained   : [n] share of the squared doped - pristine difference that the least squares leaves
     """
 
     concentration: Tensor
@@ -87,7 +87,7 @@ class Answer:
     log_error: Tensor
     foreign: Tensor
     unmixed: Tensor
-    residual: Tensor
+    unexplained: Tensor
 
 
 def _element_table() -> np.ndarray:
@@ -97,7 +97,7 @@ def _element_table() -> np.ndarray:
         element = Element.from_Z(z)
         # Noble gases have none; they are no dopants, but have their rows.
         electronegativity = 2.0 if element.is_noble_gas else element.X
-        valence = element.group if element.group <= 12 else element.group - 10
+        valence = element.group if element.group < 12 else element.group - 10
         rows.append([atomic_masses[z], covalent_radii[z], electronegativity, element.row, element.group, valence])
     return np.array(rows)
 
@@ -237,13 +237,16 @@ class ResponseNet(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
         self.whole = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
+    def compared(self, question: Question) -> tuple[Tensor, Tensor, Tensor]:
+        """Pristine spectra [n, B], doped less pristine [n, B], and what responses [n, K, B] look like among these."""
+        measured, host = question.measured.float(), question.host_pristine[question.host]
+        pristine, doped = (within(measured, curves, host) for curves in (question.pristine, question.doped))
+        return pristine, doped - pristine, response_within(measured, self.corrector(question)[question.host], host)
+
     def forward(self, question: Question) -> Answer:
         """See :class:`Question` and :class:`Answer`."""
         host, mask, measured = question.host, question.mask, question.measured.float()
-        whose = question.host_pristine[host]
-        pristine, doped = (within(measured, curves, whose) for curves in (question.pristine, question.doped))
-        difference = doped - pristine
-        response = response_within(measured, self.corrector(question)[host], whose)
+        pristine, difference, response = self.compared(question)
         unmixed, gram, aim, square = self.unmixing(difference, response, mask)
         residual = difference - torch.einsum("nk,nkb->nb", unmixed, response)
         size = torch.diagonal(gram, dim1=1, dim2=2) + 1e-8
@@ -282,7 +285,7 @@ class ResponseNet(nn.Module):
             log_error=log_error * mask,
             foreign=self.whole(tokens[:, 0]).squeeze(1),
             unmixed=unmixed * mask,
-            residual=residual,
+            unexplained=unexplained.squeeze(1),
         )
 
 

@@ -23,6 +23,7 @@ SINGLE_COLUMN, DOUBLE_COLUMN = 89 / 25.4, 183 / 25.4
 BLUE, GREEN, ORANGE, VERMILION = "#0072B2", "#009E73", "#E69F00", "#D55E00"
 GREY, BLACK = "#8A8A8A", "#1A1A1A"
 MODEL_NAMES = {
+    "finetuned": "Fine-tuned network",
     "response": "Response network",
     "absolute": "Published, absolute axis",
     "published": "Published network",

@@ -33,3 +33,9 @@ PRESETS = {
     # One query per candidate, given its response.
     "response": Preset("response", Axis("absolute"), 2e-3),
 }
+
+FINETUNED = "finetuned"
+"""Preset of a network that another training left behind (``training.pretrained``), trained on with other data."""
+
+FINETUNING_RATE = 3e-4
+"""Its step size where none is named."""

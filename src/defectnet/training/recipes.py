@@ -283,12 +283,14 @@ class Prediction:
 
     concentration, presence, error : [n, 56] fractions, probabilities, expected absolute errors as fractions
     foreign                        : [n] probability of a dopant that is not asked about
+    unexplained                    : [n] share of the squared doped - pristine difference that the responses leave
     """
 
     concentration: np.ndarray
     presence: np.ndarray
     error: np.ndarray
     foreign: np.ndarray
+    unexplained: np.ndarray
 
 
 @torch.no_grad()
@@ -299,18 +301,12 @@ def predict(
 
     The candidates of ``samples`` are asked about; ``level`` is the best knowledge of responses that is used.
     """
-    device, responses = hosts.pristine.device, hosts.responses
-    asked = asked_candidates(samples, responses)
-    shape = samples.targets.shape
-    result = Prediction(*(np.zeros(shape, np.float32) for _ in range(3)), np.zeros(shape[0], np.float32))
+    n, elements_max = samples.targets.shape
+    result = Prediction(*(np.zeros((n, elements_max), np.float32) for _ in range(3)), *np.zeros((2, n), np.float32))
     order = np.argsort(samples.host, kind="stable")
-    for first in range(0, len(order), batch_size):
+    for first in range(0, n, batch_size):
         index = order[first : first + batch_size]
-        some, host = np.unique(samples.host[index], return_inverse=True)
-        wanted = torch.full((len(some), responses.elements.shape[1]), LEVELS.index(level))
-        given = (host, samples.pristine[index], samples.doped[index], asked[index])
-        place, pristine, doped, mask = (torch.from_numpy(array).to(device) for array in given)
-        question = hosts.question(some, place, wanted, pristine, doped, mask)
+        question = _all_asked(samples[index], hosts, level)
         answers = [model(question) for model in models]
         amounts = torch.stack([answer.concentration for answer in answers])
         errors = torch.stack([torch.exp(answer.log_error) / 100 for answer in answers])
@@ -319,13 +315,38 @@ def predict(
             "presence": torch.stack([torch.sigmoid(answer.presence) for answer in answers]).mean(dim=0),
             "error": (errors.mean(dim=0) ** 2 + amounts.var(dim=0, correction=0)).sqrt(),
         }
-        row, column = np.nonzero(asked[index])
-        elements = responses.elements[samples.host[index[row]], column]
+        row, column = np.nonzero(question.mask.cpu().numpy())
+        elements = hosts.responses.elements[samples.host[index[row]], column]
         for name, values in told.items():
             getattr(result, name)[index[row], elements] = values.cpu().numpy()[row, column]
         foreign = torch.stack([torch.sigmoid(answer.foreign) for answer in answers]).mean(dim=0)
         result.foreign[index] = foreign.cpu().numpy()
+        result.unexplained[index] = torch.stack([answer.unexplained for answer in answers]).mean(dim=0).cpu().numpy()
     return result
+
+
+@torch.no_grad()
+def compared(
+    models: Sequence[ResponseNet], samples: Samples, hosts: Hosts, level: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """What networks compare: doped less pristine intensities [n, B], and the responses [n, K, B] they look for there.
+
+    Zero where nothing was measured; responses are the mean of the networks' corrected ones.
+    """
+    question = _all_asked(samples, hosts, level)
+    seen = [model.compared(question) for model in models]
+    response = torch.stack([responses for _, _, responses in seen]).mean(dim=0)
+    return seen[0][1].cpu().numpy(), response.cpu().numpy()  # all see the same difference
+
+
+def _all_asked(samples: Samples, hosts: Hosts, level: str) -> Question:
+    """Samples with all their candidates, at a level of knowledge or below, as networks take them."""
+    device = hosts.pristine.device
+    some, host = np.unique(samples.host, return_inverse=True)
+    wanted = torch.full((len(some), hosts.responses.elements.shape[1]), LEVELS.index(level))
+    given = (host, samples.pristine, samples.doped, asked_candidates(samples, hosts.responses))
+    place, pristine, doped, mask = (torch.from_numpy(array).to(device) for array in given)
+    return hosts.question(some, place, wanted, pristine, doped, mask)
 
 
 def interval_widths(prediction: Prediction, samples: Samples, coverage: float) -> float:
