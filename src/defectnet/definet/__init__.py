@@ -1,0 +1,1 @@
+"""DefiNet: relaxed positions of doped crystals in one step, learned from relaxations."""

@@ -1,0 +1,126 @@
+"""``defectnet definet``: train, evaluate and use a network that relaxes doped crystals in one step."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from defectnet.errors import InputError
+from defectnet.interruption import stops_in_time
+
+if TYPE_CHECKING:
+    from defectnet.definet.pairs import Pair
+
+log = logging.getLogger(__name__)
+
+app = typer.Typer(no_args_is_help=True, help="Relax doped crystals in one step, after learning it from relaxations.")
+
+Configs = Annotated[
+    list[Path] | None,
+    typer.Option("--config", help="Configuration of a run with relaxed cells; may be given several times."),
+]
+Published = Annotated[Path | None, typer.Option(help="Folder of the published two-dimensional structures instead.")]
+
+
+def _pairs(config: list[Path] | None, published: Path | None, superpose: bool) -> list[Pair]:
+    from defectnet.definet.pairs import pairs_of_runs
+    from defectnet.definet.published import published_pairs
+
+    if (config is None) == (published is None):
+        raise InputError("give either --config, of one or several runs, or --published")
+    return pairs_of_runs(config, superpose=superpose) if config is not None else published_pairs(published)
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option(help="Folder for checkpoint.pt and history.csv.")],
+    config: Configs = None,
+    published: Published = None,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pairs, at most.")] = 40,
+    scalars: Annotated[int, typer.Option(min=1, help="Scalar channels.")] = 64,
+    vectors: Annotated[int, typer.Option(min=1, help="Vector channels.")] = 32,
+    layers: Annotated[int, typer.Option(min=1, help="Rounds of message passing.")] = 3,
+    radial: Annotated[int, typer.Option(min=2, help="Radial functions of each of two kinds.")] = 12,
+    cutoff: Annotated[float, typer.Option(min=1, help="Farthest neighbours in Å.")] = 4.5,
+    batch_size: Annotated[int, typer.Option(min=1, help="Cells per gradient step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Largest step size.")] = 2e-3,
+    patience: Annotated[int, typer.Option(min=1, help="Epochs without improvement before it stops.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the division, the first weights and the order of pairs.")] = 0,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Stop cleanly before this much wall time is over.")
+    ] = None,
+) -> None:
+    """Train on the relaxations of finished runs, or on the published ones; run again to go on after an interruption."""
+    with stops_in_time(minutes):
+        from defectnet.definet.fit import Settings
+        from defectnet.definet.fit import train as fit
+
+        settings = Settings(
+            scalars=scalars, vectors=vectors, layers=layers, radial=radial, cutoff_A=cutoff, epochs=epochs,
+            batch_size=batch_size, learning_rate=learning_rate, patience=patience, seed=seed,
+        )  # fmt: skip
+        log.info("wrote %s", fit(_pairs(config, published, superpose=False), settings, output))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="checkpoint.pt of a trained network.")],
+    output: Annotated[Path, typer.Option(help="File to write, metrics.json for example.")],
+    config: Configs = None,
+    published: Published = None,
+) -> None:
+    """Score a network on the dopants and hosts that its training did not see."""
+    from defectnet.definet.evaluate import evaluate as score
+    from defectnet.definet.fit import load_trained
+
+    rows = score(load_trained(model), _pairs(config, published, superpose=True), output)
+    columns = (
+        "split",
+        "pairs",
+        "defects",
+        "n",
+        "coordinate_mae_A",
+        "unrelaxed_mae_A",
+        "radii_mae_A",
+        "superposed_mae_A",
+    )
+    table = Table(*columns)
+    for row in rows:
+        told = (row[name] for name in columns)
+        table.add_row(
+            *("" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in told)
+        )
+    Console(width=160).print(table)
+    log.info("wrote %s", output)
+
+
+@app.command()
+def relax(
+    model: Annotated[Path, typer.Argument(help="checkpoint.pt of a trained network.")],
+    doped: Annotated[Path, typer.Argument(help="Unrelaxed doped cell, in any format of ASE; vacancies are left out.")],
+    host: Annotated[Path, typer.Option(help="The same cell without defects, relaxed.")],
+    output: Annotated[Path, typer.Option(help="File for the relaxed cell; its suffix is its format.")],
+) -> None:
+    """Write where the atoms of a doped cell go, and say how sure that is."""
+    from ase.io import read, write
+
+    from defectnet.definet.fit import load_trained
+    from defectnet.definet.relax import on_host_sites, relax_in_one_step
+
+    try:
+        cells = [read(path) for path in (doped, host)]
+    except Exception as error:  # every reader of ASE has its own
+        raise InputError(f"{doped}, {host}: not readable as structures ({error}); give files that ASE reads") from None
+    whole, host_numbers = on_host_sites(*cells)
+    found = relax_in_one_step(load_trained(model), whole, host_numbers)
+    atoms = len(cells[0])
+    relaxed = cells[0].copy()
+    relaxed.positions = found.positions[:atoms]
+    write(output, relaxed)
+    error = found.error_A[:atoms]
+    log.info("wrote %s; expected error %.3f Å, %.3f Å of the least certain atom", output, error.mean(), error.max())

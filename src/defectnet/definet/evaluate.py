@@ -1,0 +1,99 @@
+"""Errors of predicted positions on what training has not seen, beside those of simpler answers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.geometry import get_distances
+from scipy.stats import spearmanr
+
+from defectnet.definet.baselines import RadiusScaling
+from defectnet.definet.fit import Trained, coordinate_mae, predict_moves
+from defectnet.definet.graphs import crystal_graph
+from defectnet.definet.pairs import Pair
+from defectnet.definet.parts import TESTS
+from defectnet.errors import InputError
+from defectnet.files import write_atomically
+from defectnet.progress import track
+
+log = logging.getLogger(__name__)
+
+LOCAL_A = (3.0, 5.0)
+"""Distances from the nearest defect within which atoms count as its surroundings."""
+
+DEFECTS = {"all": (1, np.inf), "1": (1, 1), "2-3": (2, 3), "4-6": (4, 6), "7 or more": (7, np.inf)}
+"""Groups by the number of defects in a cell."""
+
+ANSWERS = ("coordinate", "unrelaxed", "radii", "superposed")
+"""The network; the sites of the host; :class:`RadiusScaling`; the sum of single defects."""
+
+
+def evaluate(trained: Trained, pairs: Sequence[Pair], output: Path) -> list[dict[str, Any]]:
+    """Score a network on every part that it has not seen, and write ``output`` (JSON); returns its rows.
+
+    A row is one of the parts :data:`~defectnet.definet.parts.TESTS`, of all pairs or of those that can be superposed,
+    and one group of :data:`DEFECTS`. ``X_mae_A`` is the mean of the pairs' mean |component| in Å, and
+    ``X_mae_within_3A``, ``X_mae_within_5A`` of the atoms near a defect, for every X of :data:`ANSWERS`; null where an
+    answer is not known. ``error_ratio`` is the mean length of the errors over the mean expected one, ``error_rank``
+    Spearman's correlation of the two over atoms.
+
+    Raises :class:`InputError` if the pairs are not those that the network was trained on.
+    """
+    by_id = {pair.id: pair for pair in pairs}
+    missing = [name for names in trained.parts.values() for name in names if name not in by_id]
+    if missing:
+        raise InputError(
+            f"{len(missing)} pairs that the network was trained or is to be tested on are not in the given data, "
+            f"{missing[0]} for one; give the data that it was trained on"
+        )
+    radii = RadiusScaling.fit([by_id[name] for name in trained.parts["train"]])
+    rows = []
+    for part in TESTS:
+        held_out = [by_id[name] for name in trained.parts.get(part, ())]
+        scores = [_score(trained, radii, pair) for pair in track(held_out, f"evaluating {part}")]
+        for known in ("all", "superposed"):
+            for group, (fewest, most) in DEFECTS.items():
+                chosen = [
+                    score
+                    for score in scores
+                    if fewest <= score["defects"] <= most and (known == "all" or score["superposed_mae_A"] is not None)
+                ]
+                if chosen:
+                    rows.append({"split": part, "pairs": known, "defects": group, **_mean(chosen)})
+    content = {"about": trained.about, "rows": rows}
+    write_atomically(output, (json.dumps(content, indent=1) + "\n").encode())
+    return rows
+
+
+def _score(trained: Trained, radii: Callable[[Pair], np.ndarray], pair: Pair) -> dict[str, Any]:
+    graph = crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, trained.model.config["cutoff_A"])
+    found, error = predict_moves(trained.model, graph.to(trained.model.elements.dtype))
+    answers = found, np.zeros_like(found), radii(pair), pair.superposed
+    distances = get_distances(pair.positions, pair.positions[pair.defects], cell=pair.cell, pbc=True)[1].min(axis=1)
+    score: dict[str, Any] = {"defects": int(pair.defects.sum())}
+    for name, answer in zip(ANSWERS, answers, strict=True):
+        score[f"{name}_mae_A"] = None if answer is None else coordinate_mae(answer, pair)
+        for reach in LOCAL_A:
+            near = pair.atoms & (distances <= reach)
+            unknown = answer is None or not near.any()
+            score[f"{name}_mae_within_{reach:g}A"] = None if unknown else coordinate_mae(answer, pair, near)
+    score["lengths"] = np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms]
+    score["expected"] = (trained.calibration * error)[pair.atoms]
+    return score
+
+
+def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"n": len(scores)}
+    for name in scores[0]:
+        if "_mae_" in name:
+            values = [score[name] for score in scores]
+            row[name] = None if None in values else float(np.mean(values))
+    lengths, expected = (np.concatenate([score[name] for score in scores]) for name in ("lengths", "expected"))
+    row["error_ratio"] = float(lengths.mean() / expected.mean())
+    row["error_rank"] = float(spearmanr(lengths, expected).statistic)
+    return row

@@ -1,0 +1,271 @@
+"""Training: reproducible, resumable after a kill, stopped early.
+
+A run directory holds ``checkpoint.pt`` and ``history.csv``; while training lasts, ``last.pt`` holds the state to go on
+from.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defectnet import __version__
+from defectnet.definet.graphs import batch, crystal_graph
+from defectnet.definet.pairs import Pair
+from defectnet.definet.parts import deal
+from defectnet.digests import digest
+from defectnet.errors import InputError, RecordError
+from defectnet.files import write_atomically
+from defectnet.models.definet import Crystals, DefiNet, loss
+from defectnet.progress import track
+from defectnet.seeds import generator
+from defectnet.training.checkpoints import load, reason, reproducible, save
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_FORMAT = 1
+GRADIENT_MAX = 1.0
+HISTORY_COLUMNS = ("epoch", "train_loss", "validation_coordinate_mae_A", "seconds")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train. Sizes are those of :class:`~defectnet.models.definet.DefiNet`.
+
+    batch_size    : cells per step
+    averaging     : the weights that are kept are exponential means over about 1 / (1 - averaging) steps
+    patience      : epochs without a better validation after which training ends
+    """
+
+    scalars: int = 64
+    vectors: int = 32
+    layers: int = 3
+    radial: int = 12
+    cutoff_A: float = 4.5
+    epochs: int = 40
+    batch_size: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    averaging: float = 0.995
+    patience: int = 20
+    validation_fraction: float = 0.07
+    test_fraction: float = 0.15
+    seed: int = 0
+
+    def network(self) -> DefiNet:
+        """A network of this size with new weights."""
+        return DefiNet(self.scalars, self.vectors, self.layers, self.radial, self.cutoff_A)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and what is needed to use it.
+
+    calibration : factor of the expected errors, from the validation pairs
+    parts       : ids of the pairs in each part
+    about       : plain values: settings, digest of the data, best epoch, validation error, version
+    """
+
+    model: DefiNet
+    calibration: float
+    parts: dict[str, list[str]]
+    about: dict[str, Any]
+
+
+def coordinate_mae(displacements: np.ndarray, pair: Pair, atoms: np.ndarray | None = None) -> float:
+    """Mean |component| in Å of what predicted ``displacements`` [N, 3] miss, over all atoms of a pair or some [N]."""
+    left = displacements - pair.displacements
+    return float(np.abs(left[pair.atoms if atoms is None else atoms]).mean())
+
+
+def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
+    """Train on the division of ``pairs`` that the settings make; returns the checkpoint in the folder ``output``.
+
+    The same arguments give the same weights, whether or not training was killed and started again in between (on one
+    kind of device). Raises :class:`InputError` when training diverges or there is too little to divide.
+    """
+    parts = deal(pairs, settings.validation_fraction, settings.test_fraction, settings.seed)
+    about = {"settings": asdict(settings), "data": _digest(pairs), "version": __version__}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    log.info("pairs: %s (%s)", ", ".join(f"{len(index)} {name}" for name, index in parts.items()), device)
+    with reproducible(_seed(settings, "initial weights")):
+        model = settings.network().to(device)
+        training, validation = (
+            Samples.of([pairs[k] for k in parts[name]], settings.cutoff_A, device) for name in ("train", "validation")
+        )
+        best = _optimise(model, training, validation, settings, output / "last.pt", about)
+        model.load_state_dict(best["weights"])
+        moves = [predict_moves(model.eval(), graph) for graph in validation.graphs]
+    ratios = [
+        np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
+        for (found, error), pair in zip(moves, validation.pairs, strict=True)
+    ]
+    content = {
+        "format": CHECKPOINT_FORMAT,
+        "config": model.config,
+        "weights": best["weights"],
+        "calibration": float(np.median(ratios)),
+        "parts": {name: [pairs[k].id for k in index] for name, index in parts.items()},
+        "about": about | {"epoch": best["epoch"], "validation_coordinate_mae_A": best["error"]},
+    }
+    write_atomically(output / "history.csv", _table(best["history"]).encode())
+    save(output / "checkpoint.pt", content)
+    (output / "last.pt").unlink(missing_ok=True)
+    return output / "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pairs with their graphs, in single precision on a device."""
+
+    pairs: list[Pair]
+    graphs: list[Crystals]
+    displacements: list[Tensor]
+
+    @classmethod
+    def of(cls, pairs: list[Pair], cutoff_A: float, device: torch.device) -> Samples:
+        """Finds the neighbours of all pairs, which takes a few milliseconds each."""
+        graphs = [
+            crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, cutoff_A).to(
+                device, torch.float32
+            )
+            for pair in track(pairs, "neighbours")
+        ]
+        displacements = [torch.tensor(pair.displacements, dtype=torch.float32, device=device) for pair in pairs]
+        return cls(pairs, graphs, displacements)
+
+    def batches(self, size: int, stream: torch.Generator) -> Iterator[tuple[Crystals, Tensor]]:
+        """All pairs in random order, ``size`` at a time."""
+        for rows in torch.randperm(len(self.pairs), generator=stream).split(size):
+            chosen = rows.tolist()
+            yield batch([self.graphs[k] for k in chosen]), torch.cat([self.displacements[k] for k in chosen])
+
+
+@torch.no_grad()
+def predict_moves(model: DefiNet, graph: Crystals) -> tuple[np.ndarray, np.ndarray]:
+    """Displacements [N, 3] and uncalibrated expected errors [N] of a batch, in Å."""
+    moves = model(graph)
+    return moves.displacements.double().cpu().numpy(), moves.log_error.double().exp().cpu().numpy()
+
+
+def _optimise(
+    model: DefiNet, training: Samples, validation: Samples, settings: Settings, last: Path, about: dict[str, Any]
+) -> dict[str, Any]:
+    """The loop over epochs. Returns the best averaged weights, their epoch and validation error, and the history."""
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
+    averaged = settings.network().to(next(model.parameters()).device)
+    averaged.load_state_dict(model.state_dict())
+    best: dict[str, Any] = {"epoch": 0, "error": float("inf"), "weights": {}, "history": []}
+    done = step = 0
+    if resumed := _load_last(last, about):
+        model.load_state_dict(resumed["model"])
+        averaged.load_state_dict(resumed["averaged"])
+        optimizer.load_state_dict(resumed["optimizer"])
+        best, done, step = resumed["best"], resumed["done"], resumed["step"]
+        log.info("continuing after epoch %d of %d", done, settings.epochs)
+    for epoch in range(done + 1, settings.epochs + 1):
+        if epoch - best["epoch"] > settings.patience:
+            log.info("no better after epoch %d: stopped", best["epoch"])
+            break
+        began = time.monotonic()
+        # Every epoch has its own generator, so that resuming needs no generator state.
+        stream = torch.Generator().manual_seed(_seed(settings, f"epoch {epoch}"))
+        model.train()
+        total = 0.0
+        steps = -(-len(training.pairs) // settings.batch_size)
+        for crystals, displacements in training.batches(settings.batch_size, stream):
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _rate((step + 0.5) / (steps * settings.epochs))
+            value = loss(model(crystals), displacements, crystals.numbers > 0)
+            optimizer.zero_grad()
+            value.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_MAX)
+            optimizer.step()
+            step += 1
+            _average(averaged, model, min(settings.averaging, (1 + step) / (10 + step)))
+            total += value.item()
+        found = (predict_moves(averaged.eval(), graph)[0] for graph in validation.graphs)
+        error = float(np.mean([coordinate_mae(u, p) for u, p in zip(found, validation.pairs, strict=True)]))
+        if not np.isfinite(error):
+            raise InputError(f"training diverged in epoch {epoch}; lower --learning-rate")
+        seconds = time.monotonic() - began
+        best["history"].append([epoch, total / steps, error, seconds])
+        if error < best["error"]:
+            weights = {name: value.detach().cpu().clone() for name, value in averaged.state_dict().items()}
+            best.update(epoch=epoch, error=error, weights=weights)
+        log.info(
+            "epoch %d of %d: loss %.4f, validation %.4f Å, best %.4f Å after epoch %d, %.0f s each",
+            epoch, settings.epochs, total / steps, error, best["error"], best["epoch"], seconds,
+        )  # fmt: skip
+        state = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict()}
+        save(last, {"about": about, "best": best, "done": epoch, "step": step, **state})
+    return best
+
+
+def _rate(done: float) -> float:
+    """Share of the full step size when a share ``done`` of training is over: up for a twentieth, then half a cosine."""
+    return min(done / 0.05, 0.5 * (1 + math.cos(math.pi * max(done - 0.05, 0) / 0.95)))
+
+
+@torch.no_grad()
+def _average(averaged: DefiNet, model: DefiNet, kept: float) -> None:
+    for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
+        mean.lerp_(value, 1 - kept)
+
+
+def _seed(settings: Settings, purpose: str) -> int:
+    return int(generator(settings.seed, "definet", purpose).integers(2**62))
+
+
+def _digest(pairs: Sequence[Pair]) -> str:
+    return digest(ids=[pair.id for pair in pairs], data=[digest(moved=pair.displacements) for pair in pairs])
+
+
+def _table(history: list[list[float]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([HISTORY_COLUMNS, *history])
+    return buffer.getvalue()
+
+
+def _load_last(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of an interrupted training with the same data and settings, if there is one."""
+    if not path.exists():
+        return None
+    try:
+        content = load(path)
+    except RecordError as error:
+        log.warning("%s; starting from the first epoch", error)
+        return None
+    if content.get("about") != about:
+        log.warning("%s belongs to other data or settings; starting from the first epoch", path)
+        return None
+    return content
+
+
+def load_trained(path: Path) -> Trained:
+    """Read a trained network; no code in the file is run.
+
+    Raises :class:`InputError` when there is none and :class:`RecordError` when it is damaged or of another format.
+    """
+    command = "defectnet definet train"
+    content = load(path, command)
+    try:
+        if content["format"] != CHECKPOINT_FORMAT:
+            raise KeyError(f"format {content['format']}")
+        model = DefiNet(**content["config"])
+        model.load_state_dict(content["weights"])
+        return Trained(model.eval(), content["calibration"], content["parts"], content["about"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise RecordError(f"{path}: not a checkpoint of this version ({reason(error)}); rerun `{command}`") from None

@@ -1,0 +1,71 @@
+"""From periodic cells to what the network sees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ase.neighborlist import primitive_neighbor_list
+
+from defectnet.errors import InputError
+from defectnet.models.definet import HEAVIEST, Crystals
+
+
+def crystal_graph(
+    numbers: np.ndarray, host_numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, cutoff_A: float
+) -> Crystals:
+    """One cell as a radius graph, all images within ``cutoff_A`` included; the three directions are periodic.
+
+    Parameters: ``numbers`` and ``host_numbers`` [N], see :class:`Crystals`; ``positions`` [N, 3] and ``cell`` [3, 3] in
+    Å, one vector per row. Raises :class:`InputError` for shapes that do not fit, elements that have no properties, a
+    flat cell, or two sites in one place.
+    """
+    numbers, host_numbers = np.asarray(numbers), np.asarray(host_numbers)
+    n = len(numbers)
+    if host_numbers.shape != (n,) or np.shape(positions) != (n, 3) or n == 0:
+        raise InputError(
+            f"a cell of {n} sites needs as many elements of the perfect host and positions, but there are "
+            f"{len(host_numbers)} and {len(positions)}; give one of each per site, ghosts of vacancies included"
+        )
+    if numbers.min() < 0 or host_numbers.min() < 1 or max(numbers.max(), host_numbers.max()) > HEAVIEST:
+        raise InputError(
+            f"atomic numbers must be 1 to {HEAVIEST}, 0 only at vacancies; got {sorted({*numbers, *host_numbers})}"
+        )
+    if abs(np.linalg.det(cell)) < 1e-6:
+        raise InputError("the cell has no volume; give three lattice vectors that span space")
+    target, source, vectors, lengths = primitive_neighbor_list(
+        "ijDd", (True, True, True), np.asarray(cell, float), np.asarray(positions, float), cutoff_A
+    )
+    if len(lengths) and lengths.min() < 1e-2:
+        worst = lengths.argmin()
+        raise InputError(f"sites {target[worst]} and {source[worst]} are in one place; leave one of them out")
+    return Crystals(
+        numbers=torch.from_numpy(numbers.astype(np.int64)),
+        host_numbers=torch.from_numpy(host_numbers.astype(np.int64)),
+        target=torch.from_numpy(target.astype(np.int64)),
+        source=torch.from_numpy(source.astype(np.int64)),
+        vectors=torch.from_numpy(vectors.astype(np.float64)),
+        crystal=torch.zeros(n, dtype=torch.int64),
+    )
+
+
+def batch(graphs: Sequence[Crystals]) -> Crystals:
+    """Several batches as one."""
+    sites = np.cumsum([0, *(len(graph.numbers) for graph in graphs)]).tolist()
+    cells = np.cumsum([0, *(int(graph.crystal.max()) + 1 for graph in graphs)]).tolist()
+
+    def joined(name: str, offsets: Sequence[int] | None = None) -> torch.Tensor:
+        parts = [getattr(graph, name) for graph in graphs]
+        if offsets is not None:
+            parts = [part + offset for part, offset in zip(parts, offsets, strict=False)]
+        return torch.cat(parts)
+
+    return Crystals(
+        numbers=joined("numbers"),
+        host_numbers=joined("host_numbers"),
+        target=joined("target", sites),
+        source=joined("source", sites),
+        vectors=joined("vectors"),
+        crystal=joined("crystal", cells),
+    )

@@ -1,0 +1,260 @@
+"""One forward pass from an unrelaxed crystal with point defects to where its atoms go.
+
+After DefiNet (Yang et al., npj Comput. Mater. 2025, arXiv:2503.15391): equivariant message passing with scalar and
+vector channels on the radius graph of a periodic cell, in which every site carries a marker (perfect, substituted,
+vacant; a vacancy stays in the graph as a ghost node) that gates the messages. What is done differently:
+
+- A site knows the element that it holds *and* the one that the perfect host holds there, both by their properties.
+- Besides scalars, which describe the crystal, a node has a *disturbance*: channels that are zero where nothing was
+  replaced. Vectors arise from disturbances only, and messages are linear in both, like the response of a harmonic
+  crystal, with coefficients that depend on everything else. So a perfect crystal does not move, exactly.
+- Nothing is pooled over the cell: the answer does not depend on which cell describes the crystal.
+- Every atom's expected error is predicted as well.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from ase.data import atomic_masses, covalent_radii
+from pymatgen.core import Element
+from torch import Tensor, nn
+from torch.nn import functional
+
+PERFECT, SUBSTITUTED, VACANT = range(3)
+"""Markers of sites."""
+
+NOTHING = 0
+"""Atomic number of what a vacant site holds."""
+
+HEAVIEST = 94
+"""Largest atomic number that has a row in :data:`ELEMENTS`."""
+
+NEIGHBOURS = 30.0
+"""Sums over neighbours are divided by the square root of a typical number of them."""
+
+
+@dataclass(frozen=True)
+class Crystals:
+    """A batch of S unrelaxed periodic cells with N sites and E directed edges in all.
+
+    numbers, host_numbers : [N] atomic numbers that each site holds (0: vacant), and holds in the perfect host
+    target, source        : [E] the sites of each edge
+    vectors               : [E, 3] from target to source in Å
+    crystal               : [N] the cell of each site
+    """
+
+    numbers: Tensor
+    host_numbers: Tensor
+    target: Tensor
+    source: Tensor
+    vectors: Tensor
+    crystal: Tensor
+
+    @property
+    def markers(self) -> Tensor:
+        """[N] each site's marker."""
+        changed = torch.where(self.numbers == self.host_numbers, PERFECT, SUBSTITUTED)
+        return torch.where(self.numbers == NOTHING, VACANT, changed)
+
+    def to(self, *args: torch.device | torch.dtype) -> Crystals:
+        """On another device; a floating-point type applies to the vectors alone."""
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        for arg in args:
+            names = ("vectors",) if isinstance(arg, torch.dtype) else moved
+            moved |= {name: moved[name].to(arg) for name in names}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Moves:
+    """Where atoms go.
+
+    displacements : [N, 3] in Å, without rigid translation; 0 at vacancies
+    log_error     : [N] logarithm of the expected length of the error in Å
+    """
+
+    displacements: Tensor
+    log_error: Tensor
+
+
+def _element_table() -> np.ndarray:
+    """[HEAVIEST + 1, 8] properties of each element, of order one; row 0, of nothing, is zero."""
+    rows = [np.zeros(8)]
+    for z in range(1, HEAVIEST + 1):
+        element = Element.from_Z(z)
+        with warnings.catch_warnings(action="ignore"):  # some noble gases have no electronegativity
+            electronegativity = 2.0 if element.is_noble_gas else element.X
+        valence = element.group if element.group <= 12 else element.group - 10
+        rows.append(
+            np.array([
+                np.log(atomic_masses[z] / 40), (covalent_radii[z] - 1.3) / 0.3, 2 * (electronegativity - 2),
+                (element.row - 4) / 2, (element.group - 9) / 6, (valence - 5) / 4,
+                (float(element.average_ionic_radius) - 0.9) / 0.4, (element.mendeleev_no - 60) / 30,
+            ])
+        )  # fmt: skip
+    return np.array(rows)
+
+
+ELEMENTS = _element_table()
+
+
+State = tuple[Tensor, Tensor, Tensor]
+
+
+def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
+
+
+class Edges(nn.Module):
+    """What a message depends on besides the nodes: [E, 2 radial] of distance, and of distance over the sum of radii."""
+
+    def __init__(self, radial: int, cutoff_A: float) -> None:
+        super().__init__()
+        self.radial, self.cutoff_A = radial, cutoff_A
+        self.register_buffer("radii", torch.tensor(covalent_radii[: HEAVIEST + 1], dtype=torch.float32))
+        self.radii[NOTHING] = 0.0
+
+    def forward(self, crystals: Crystals) -> tuple[Tensor, Tensor]:
+        """Radial functions, which vanish smoothly at the cutoff, and unit vectors [E, 3]."""
+        length = crystals.vectors.norm(dim=1, keepdim=True)
+        radii = self.radii[crystals.numbers]
+        contact = (radii[crystals.target] + radii[crystals.source])[:, None].clamp(min=0.5)
+        envelope = 0.5 * (1 + torch.cos(torch.pi * (length / self.cutoff_A).clamp(max=1)))
+        functions = [self._gaussians(length, 1.0, self.cutoff_A), self._gaussians(length / contact, 0.6, 2.6)]
+        return torch.cat(functions, dim=1) * envelope, crystals.vectors / length
+
+    def _gaussians(self, values: Tensor, first: float, last: float) -> Tensor:
+        centres = torch.linspace(first, last, self.radial, dtype=values.dtype, device=values.device)
+        return torch.exp(-0.5 * ((values - centres) / (centres[1] - centres[0])) ** 2)
+
+
+class Layer(nn.Module):
+    """Messages along edges, then an update within each node.
+
+    State of a node: ``scalars`` [N, C], ``disturbance`` [N, D], ``vectors`` [N, 3, D].
+    """
+
+    def __init__(self, scalars: int, vectors: int, radial: int) -> None:
+        super().__init__()
+        self.widths = [scalars] + 6 * [vectors]
+        self.sums = [scalars, vectors, 3 * vectors]
+        self.of_source = _mlp(scalars + vectors, scalars, sum(self.widths))
+        self.of_target = _mlp(scalars + vectors, scalars, scalars + 2 * vectors)
+        self.gate_source = _gate(sum(self.widths))
+        self.gate_target = _gate(scalars + 2 * vectors)
+        self.filters = nn.Linear(2 * radial, sum(self.widths), bias=False)
+        self.turn = nn.Linear(vectors, 2 * vectors, bias=False)
+        self.update = _mlp(scalars + 2 * vectors, scalars, scalars + 4 * vectors)
+
+    def forward(self, state: State, crystals: Crystals, radial: Tensor, unit: Tensor) -> State:
+        """The next state, from ``radial`` functions [E, R] and ``unit`` vectors [E, 3] of edges."""
+        scalars, disturbance, vectors = state
+        source, target, markers = crystals.source, crystals.target, crystals.markers
+        known = torch.cat([scalars, disturbance], dim=1)
+        offered = self.of_source(known) * self.gate_source(markers)
+        weights = self.filters(radial) * offered.index_select(0, source)
+        plain, spread, squeezed, carried, along, push, own = weights.split(self.widths, dim=1)
+
+        # Springs act on differences of displacements, across and along the bond.
+        apart = vectors.index_select(0, source) - vectors.index_select(0, target)
+        stretch = (apart * unit[:, :, None]).sum(dim=1)
+        near, here = disturbance.index_select(0, source), disturbance.index_select(0, target)
+        force = along * stretch + push * near + own * here
+        to_vectors = carried[:, None] * apart + force[:, None] * unit[:, :, None]
+        messages = torch.cat([plain, spread * near + squeezed * stretch, to_vectors.flatten(1)], dim=1)
+        total = messages.new_zeros((len(scalars), sum(self.sums))).index_add(0, target, messages)
+        to_scalars, to_disturbance, to_vectors = (total / NEIGHBOURS**0.5).split(self.sums, dim=1)
+        accepted = self.of_target(known) * self.gate_target(markers)
+        of_scalars, of_disturbance, of_vectors = accepted.split(self.widths[:3], dim=1)
+        scalars = scalars + of_scalars * to_scalars
+        disturbance = disturbance + of_disturbance * to_disturbance
+        vectors = vectors + of_vectors[:, None] * to_vectors.view(vectors.shape)
+
+        first, second = self.turn(vectors).chunk(2, dim=2)
+        coefficients = self.update(torch.cat([scalars, disturbance, _lengths(second)], dim=1))
+        more, keep, from_vectors, of_first, of_own = coefficients.split([self.widths[0], *4 * [self.widths[1]]], dim=1)
+        scalars = scalars + more
+        disturbance = disturbance + keep * disturbance + from_vectors * (first * second).sum(dim=1)
+        vectors = vectors + of_first[:, None] * first + of_own[:, None] * vectors
+        return scalars, disturbance, vectors
+
+
+def _gate(width: int) -> nn.Embedding:
+    """What a marker multiplies messages with; training goes on from 1."""
+    gate = nn.Embedding(3, width)
+    nn.init.ones_(gate.weight)
+    return gate
+
+
+def _lengths(vectors: Tensor) -> Tensor:
+    """[N, D] of vectors [N, 3, D]; smooth at 0."""
+    return ((vectors**2).sum(dim=1) + 1e-6).sqrt()
+
+
+class DefiNet(nn.Module):
+    """The network: C = ``scalars``, D = ``vectors``.
+
+    The published one has 512 channels of both kinds, 4 layers, 128 radial functions, and a cutoff of 6 Å.
+    """
+
+    def __init__(
+        self, scalars: int = 64, vectors: int = 32, layers: int = 3, radial: int = 12, cutoff_A: float = 4.5
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "scalars": scalars, "vectors": vectors, "layers": layers, "radial": radial, "cutoff_A": cutoff_A,
+        }  # fmt: skip
+        self.register_buffer("elements", torch.tensor(ELEMENTS, dtype=torch.float32))
+        properties = self.elements.shape[1] + 1
+        self.describe = _mlp(2 * properties + 3, scalars, scalars)
+        self.disturb = _mlp(properties, scalars, vectors)
+        self.edges = Edges(radial, cutoff_A)
+        self.layers = nn.ModuleList(Layer(scalars, vectors, radial) for _ in range(layers))
+        self.move = _mlp(scalars + vectors, scalars, vectors)
+        self.judge = _mlp(scalars + 2 * vectors, scalars, 1)
+
+    def forward(self, crystals: Crystals) -> Moves:
+        """See :class:`Crystals` and :class:`Moves`."""
+        markers = crystals.markers
+        told = functional.one_hot(markers, 3).to(self.elements.dtype)
+        held, held_by_host = (self._properties(numbers) for numbers in (crystals.numbers, crystals.host_numbers))
+        scalars = self.describe(torch.cat([held, held_by_host, told], dim=1))
+        disturbance = self.disturb(held) - self.disturb(held_by_host)
+        vectors = disturbance.new_zeros((len(markers), 3, disturbance.shape[1]))
+        radial, unit = self.edges(crystals)
+        state = scalars, disturbance, vectors
+        for layer in self.layers:
+            state = layer(state, crystals, radial, unit)
+        scalars, disturbance, vectors = state
+        known = torch.cat([scalars, disturbance], dim=1)
+        displacements = (self.move(known)[:, None] * vectors).sum(dim=2)
+        log_error = self.judge(torch.cat([known, _lengths(vectors)], dim=1)).squeeze(1) - 3
+        return Moves(_without_translation(displacements, crystals.crystal, markers != VACANT), log_error)
+
+    def _properties(self, numbers: Tensor) -> Tensor:
+        return torch.cat([self.elements[numbers], (numbers == NOTHING).to(self.elements.dtype)[:, None]], dim=1)
+
+
+def _without_translation(displacements: Tensor, crystal: Tensor, atoms: Tensor) -> Tensor:
+    """Less the mean over the atoms of each cell; 0 elsewhere."""
+    displacements = displacements * atoms[:, None]
+    cells = int(crystal.max()) + 1
+    total = displacements.new_zeros((cells, 3)).index_add(0, crystal, displacements)
+    count = displacements.new_zeros(cells).index_add(0, crystal, atoms.to(displacements.dtype))
+    return (displacements - (total / count[:, None])[crystal]) * atoms[:, None]
+
+
+def loss(moves: Moves, displacements: Tensor, atoms: Tensor) -> Tensor:
+    """What training minimises: mean length of the errors in Å over ``atoms`` [N], and the likelihood of these lengths.
+
+    ``displacements`` [N, 3] in Å are the true ones. The likelihood is that of exponentially distributed lengths, and
+    has no say in where the atoms go.
+    """
+    error = ((moves.displacements - displacements)[atoms].square().sum(dim=1) + 1e-8).sqrt()
+    log_error = moves.log_error[atoms]
+    likelihood = log_error + error.detach() * torch.exp(-log_error)
+    return error.mean() + 0.01 * likelihood.mean()

@@ -1,0 +1,407 @@
+"""Pairs from runs and from the published layout, their division, training, evaluation, and use in one step."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, mx2
+from ase.data import covalent_radii
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from defectnet.batches import library_batch, phonon_batch, relax_batch
+from defectnet.cli import app
+from defectnet.config import parse_config
+from defectnet.definet import fit
+from defectnet.definet.baselines import RadiusScaling
+from defectnet.definet.evaluate import evaluate
+from defectnet.definet.fit import Settings, coordinate_mae, load_trained, train
+from defectnet.definet.pairs import Pair, net_displacements, pairs_of_runs
+from defectnet.definet.parts import deal
+from defectnet.definet.published import published_pairs
+from defectnet.definet.relax import on_host_sites, relax_in_one_step
+from defectnet.dopants import recommend
+from defectnet.errors import InputError, RecordError
+from defectnet.records import RecordStore, write_manifest
+from defectnet.supercells import plan_host
+
+HOSTS = {"NaCl": 5.64, "KF": 5.34, "LiF": 4.03, "KBr": 6.6, "MgO": 4.21, "CaS": 5.69}
+DOPANTS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Zn", "In")
+SMALL = Settings(
+    scalars=16, vectors=8, layers=1, radial=6, cutoff_A=4.0, epochs=8, batch_size=3, learning_rate=1e-2, averaging=0.9
+)
+
+
+def springs(host: str, a: float, dopant: str, sites: tuple[int, ...] = (0,)) -> Pair:
+    """Neighbours of dopants on cation sites move away by a tenth of the difference of covalent radii."""
+    atoms = bulk(host, "rocksalt", a=a, cubic=True) * (2, 1, 1)
+    doped = atoms.copy()
+    moved = np.zeros((len(atoms), 3))
+    for site in sites:
+        doped.symbols[site] = dopant
+        vectors = atoms.get_distances(site, range(len(atoms)), mic=True, vector=True)
+        near = np.isclose(np.linalg.norm(vectors, axis=1), a / 2, atol=1e-3)
+        misfit = covalent_radii[doped.numbers[site]] - covalent_radii[atoms.numbers[site]]
+        moved[near] += 0.1 * misfit * vectors[near] / (a / 2)
+    moved = net_displacements(np.zeros_like(moved), moved, atoms.cell.array, np.ones(len(atoms), bool))
+    name = f"{host}/{dopant}{len(sites)}"
+    return Pair(name, host, doped.numbers, atoms.numbers, atoms.positions, atoms.cell.array, moved, moved)
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return [
+        springs(host, a, dopant, sites)
+        for host, a in HOSTS.items()
+        for dopant in DOPANTS
+        if dopant not in host
+        for sites in ((0,), (0, 4))
+    ]
+
+
+@pytest.fixture(scope="module")
+def trained(pairs, tmp_path_factory):
+    return load_trained(train(pairs, replace(SMALL, patience=SMALL.epochs), tmp_path_factory.mktemp("definet")))
+
+
+@pytest.fixture(scope="module")
+def run(hosts, config, tmp_path_factory):
+    """Two hosts through library, relaxation and phonons; the path of the run's configuration."""
+    folder = tmp_path_factory.mktemp("run")
+    results = folder / "results"
+    values = config.model_dump(mode="json")
+    values["run"] |= {"name": "small", "results": str(results)}
+    values["relaxation"] |= {"start": "superposed"}
+    settings = parse_config(values, "test")
+    plans = {}
+    for host in hosts[:2]:
+        candidates = recommend(host.build(), host.id, config.dopants, config.hosts.vocabulary)
+        plans[host.id] = plan_host(host.id, host.build(), candidates, settings.supercells, 1)
+    store = RecordStore(results / "records")
+    library = library_batch(hosts[:2], plans, settings, store)
+    relaxations = relax_batch(hosts[:2], plans, settings, store, library)
+    phonons = phonon_batch(relaxations, plans, settings, store, library)
+    for stage, entries in (("library", library), ("relax", relaxations), ("phonons", phonons)):
+        write_manifest(results / stage / "batch-00000.json", entries)
+    (results / "supercells").mkdir()
+    made = {"plans": {name: plan.to_dict() for name, plan in plans.items()}, "failed": {}}
+    (results / "supercells" / "batch-00000.json").write_text(json.dumps(made))
+    path = folder / "config.yaml"
+    path.write_text(json.dumps(values))  # JSON is YAML
+    return path
+
+
+# Pairs.
+
+
+def test_pairs_of_a_run_start_at_the_sites_of_the_host(run):
+    pairs = pairs_of_runs([run])
+    singles = [pair for pair in pairs if not pair.id.partition("doped-")[1]]
+    assert {pair.host for pair in pairs} == {"ClNa", "FK"}
+    assert len(pairs) == len(singles) + 4
+    assert {"small/NaCl/Li@Na0", "small/NaCl/doped-0"} <= {pair.id for pair in pairs}
+    for pair in pairs:
+        host = Atoms(pair.host_numbers, pair.positions, cell=pair.cell, pbc=True)
+        nearest = np.sort(host.get_all_distances(mic=True), axis=1)[:, 1:7]
+        assert np.allclose(nearest, nearest[0, 0], atol=1e-6)  # a rock salt
+        assert np.abs(pair.displacements.mean(axis=0)).max() < 1e-12
+        assert 1e-4 < np.abs(pair.displacements).max() < 1
+        assert pair.defects.sum() >= 1
+
+
+def test_superposition_of_one_defect_is_its_relaxation(run):
+    known = [pair for pair in pairs_of_runs([run]) if pair.superposed is not None]
+    assert known
+    for pair in known:
+        left = coordinate_mae(pair.superposed, pair)
+        assert left < 0.5 * coordinate_mae(np.zeros_like(pair.superposed), pair)
+        if pair.defects.sum() == 1:
+            assert left < 2e-3
+
+
+def test_a_run_without_relaxations_is_refused(tmp_path):
+    (tmp_path / "config.yaml").write_text(f"run: {{name: none, results: {tmp_path}}}")
+    with pytest.raises(InputError, match="library and relax"):
+        pairs_of_runs([tmp_path / "config.yaml"])
+
+
+def test_displacements_take_the_nearest_image():
+    cell = np.diag([4.0, 5.0, 6.0])
+    start = np.array([[0.1, 0.1, 0.1], [2.0, 2.0, 2.0]])
+    end = start + np.array([[-0.3, 0.0, 0.0], [0.1, 0.0, 0.0]]) + np.array([[4.0, -5.0, 12.0], [0.0, 0.0, 6.0]])
+    moved = net_displacements(start, end, cell, np.array([True, True]))
+    assert np.allclose(moved, [[-0.2, 0, 0], [0.2, 0, 0]])
+
+
+# The published layout.
+
+
+def layer(formula="MoS2", height=15.0):
+    atoms = mx2(formula, a=3.18, thickness=3.13, vacuum=None)
+    atoms.cell[2] = [0, 0, height]
+    atoms.positions[:, 2] += 5
+    atoms.pbc = True
+    return atoms
+
+
+@pytest.fixture
+def archive(tmp_path):
+    """Two defective layers of one material in the published layout; the second one's height is not the unit cell's."""
+    root = tmp_path / "high_density_defects"
+    folder = root / "MoS2_500"
+    (folder / "CIF").mkdir(parents=True)
+    write(root / "MoS2.cif", layer(height=12.0))
+    for number, part in enumerate(("train", "val", "test")):
+        atoms = layer(height=20.0) * (3, 3, 1)
+        atoms.symbols[4] = "Se"
+        del atoms[[0, 9]]
+        write(folder / "CIF" / f"id{number}_unrelaxed.cif", atoms)
+        atoms.positions += np.random.default_rng(number).normal(size=atoms.positions.shape, scale=0.05)
+        atoms.wrap()
+        write(folder / "CIF" / f"id{number}_relaxed.cif", atoms)
+        (folder / f"{part}.csv").write_text(f",atoms_id,energy\n0,id{number},-1\n")
+    return tmp_path
+
+
+def test_published_pairs_have_ghosts_where_atoms_are_missing(archive):
+    pairs = published_pairs(archive)
+    assert [pair.part for pair in pairs] == ["train", "validation", "test"]
+    perfect = layer(height=20.0) * (3, 3, 1)
+    for number, pair in enumerate(pairs):
+        assert pair.host == "MoS2"
+        assert (pair.numbers == 0).sum() == 2
+        assert pair.species == {"Se", "X"}
+        ghosts = pair.positions[pair.numbers == 0]
+        assert np.allclose(np.sort(ghosts, axis=0), np.sort(perfect.positions[[0, 9]], axis=0), atol=1e-3)
+        assert sorted(pair.host_numbers) == sorted(perfect.numbers)
+        true = np.random.default_rng(number).normal(size=(25, 3), scale=0.05)
+        assert np.abs(pair.displacements[pair.atoms] - (true - true.mean(axis=0))).max() < 1e-4
+        assert not pair.displacements[~pair.atoms].any()
+
+
+def test_the_published_division_counts(archive):
+    parts = deal(published_pairs(archive), 0.1, 0.1, seed=5)
+    assert {name: index.tolist() for name, index in parts.items()} == {"train": [0], "validation": [1], "test": [2]}
+
+
+def test_an_incomplete_archive_is_refused(archive, tmp_path):
+    with pytest.raises(InputError, match="unpack"):
+        published_pairs(tmp_path / "elsewhere")
+    material = archive / "high_density_defects" / "MoS2_500"
+    (material / "CIF" / "id2_relaxed.cif").unlink()
+    with pytest.raises(InputError, match="id2_relaxed"):
+        published_pairs(archive)
+    (material / "val.csv").write_text("name\nid1\n")
+    with pytest.raises(InputError, match="atoms_id"):
+        published_pairs(archive)
+
+
+def test_other_relaxed_atoms_are_refused(archive):
+    path = archive / "high_density_defects" / "MoS2_500" / "CIF" / "id0_relaxed.cif"
+    atoms = read(path)
+    write(path, atoms[::-1])
+    with pytest.raises(InputError, match="id0"):
+        published_pairs(archive)
+
+
+# Sites.
+
+
+def test_ghosts_come_after_the_atoms():
+    host = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (2, 1, 1)
+    doped = host.copy()
+    doped.symbols[3] = "Br"
+    del doped[[0]]
+    whole, numbers = on_host_sites(doped, host)
+    assert whole.numbers.tolist() == [*doped.numbers, 0]
+    assert numbers.tolist() == [*host.numbers[1:], host.numbers[0]]
+    assert np.allclose(whole.positions[-1], host.positions[0])
+
+
+def test_other_cells_and_interstitials_are_refused():
+    host = bulk("NaCl", "rocksalt", a=5.64, cubic=True)
+    with pytest.raises(InputError, match="lattice vectors"):
+        on_host_sites(host * (2, 1, 1), host)
+    with pytest.raises(InputError, match="interstitials"):
+        on_host_sites(host + Atoms("Li", [[1.41, 1.41, 1.41]]), host)
+
+
+# Division.
+
+
+def test_no_held_out_host_or_dopant_is_trained_on(pairs):
+    parts = deal(pairs, 0.1, 0.2, seed=0)
+    assert np.array_equal(np.sort(np.concatenate(list(parts.values()))), np.arange(len(pairs)))
+    of = {name: [pairs[k] for k in index] for name, index in parts.items()}
+    others = {pair.host for name in ("train", "validation", "dopant") for pair in of[name]}
+    assert not others & {pair.host for pair in of["host"]}
+    trained_on = {(pair.host, symbol) for pair in of["train"] for symbol in pair.species}
+    assert of["dopant"]
+    for pair in of["dopant"]:
+        assert pair.host in {one.host for one in of["train"]}
+        assert any((pair.host, symbol) not in trained_on for symbol in pair.species)
+
+
+def test_the_division_is_reproducible_and_seeded(pairs):
+    def told(seed, given):
+        return {name: {given[k].id for k in index} for name, index in deal(given, 0.1, 0.2, seed).items()}
+
+    assert told(0, pairs) == told(0, pairs[::-1])
+    assert told(0, pairs) != told(1, pairs)
+
+
+def test_too_few_pairs_are_refused(pairs):
+    with pytest.raises(InputError, match="too few"):
+        deal(pairs[:1], 0.1, 0.2, seed=0)
+
+
+# Training.
+
+
+def test_training_learns_and_transfers(trained, pairs):
+    """What was learned from some dopants and hosts holds for others."""
+    by_id = {pair.id: pair for pair in pairs}
+    for part in ("train", "dopant", "host"):
+        some = [by_id[name] for name in trained.parts[part]]
+        found = [
+            relax_in_one_step(
+                trained, Atoms(pair.numbers, pair.positions, cell=pair.cell, pbc=True), pair.host_numbers
+            ).positions
+            - pair.positions
+            for pair in some
+        ]
+        error = np.mean([coordinate_mae(u, pair) for u, pair in zip(found, some, strict=True)])
+        unrelaxed = np.mean([coordinate_mae(np.zeros_like(u), pair) for u, pair in zip(found, some, strict=True)])
+        assert error < 0.9 * unrelaxed
+
+
+def test_training_is_reproducible_and_goes_on_after_a_kill(pairs, trained, tmp_path, monkeypatch):
+    saved = []
+
+    def save(path, content):
+        original(path, content)
+        saved.append(path.name)
+        if len(saved) == 5:
+            raise KeyboardInterrupt
+
+    original = fit.save
+    monkeypatch.setattr(fit, "save", save)
+    settings = replace(SMALL, patience=SMALL.epochs)
+    with pytest.raises(KeyboardInterrupt):
+        train(pairs, settings, tmp_path)
+    assert (tmp_path / "last.pt").exists()
+    again = load_trained(train(pairs, settings, tmp_path))
+    assert saved.count("last.pt") == SMALL.epochs
+    weights = trained.model.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in again.model.state_dict().items())
+    assert again.calibration == trained.calibration
+    assert not (tmp_path / "last.pt").exists()
+    with (tmp_path / "history.csv").open() as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, SMALL.epochs + 1))
+
+
+def test_training_stops_when_nothing_gets_better(pairs, tmp_path):
+    settings = replace(SMALL, scalars=4, vectors=4, learning_rate=0.0, averaging=0.0, patience=2, epochs=9)
+    train(pairs[:12], settings, tmp_path)
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 3  # the first epoch and two more
+
+
+def test_damaged_and_missing_checkpoints_are_named(tmp_path):
+    with pytest.raises(InputError, match="definet train"):
+        load_trained(tmp_path / "none.pt")
+    (tmp_path / "bad.pt").write_bytes(b"no checkpoint")
+    with pytest.raises(RecordError, match="definet train"):
+        load_trained(tmp_path / "bad.pt")
+    torch.save({"format": 0}, tmp_path / "old.pt")
+    with pytest.raises(RecordError, match="version"):
+        load_trained(tmp_path / "old.pt")
+
+
+# Baselines and evaluation.
+
+
+def test_radius_scaling_recovers_its_own_law(pairs):
+    """Displacements in proportion to the misfit of radii, by a law of distance, are found exactly."""
+    first = RadiusScaling(np.linspace(0.1, 0.02, 10), {})
+    made = [replace(pair, displacements=first(pair)) for pair in pairs]
+    fitted = RadiusScaling.fit(made)
+    for pair in made:
+        assert coordinate_mae(fitted(pair), pair) < 0.05 * coordinate_mae(np.zeros((len(pair.numbers), 3)), pair)
+
+
+def test_metrics_are_those_of_the_answers(trained, pairs, tmp_path):
+    rows = evaluate(trained, pairs, tmp_path / "metrics.json")
+    assert json.loads((tmp_path / "metrics.json").read_text())["rows"] == rows
+    by_id = {pair.id: pair for pair in pairs}
+    row = next(row for row in rows if (row["split"], row["pairs"], row["defects"]) == ("host", "all", "all"))
+    some = [by_id[name] for name in trained.parts["host"]]
+    assert row["n"] == len(some)
+    unrelaxed = np.mean([np.abs(pair.displacements[pair.atoms]).mean() for pair in some])
+    assert row["unrelaxed_mae_A"] == pytest.approx(unrelaxed)
+    assert row["superposed_mae_A"] == 0  # of these made-up pairs
+    assert row["coordinate_mae_A"] < row["unrelaxed_mae_A"] < row["unrelaxed_mae_within_3A"]
+    assert {row["defects"] for row in rows} == {"all", "1", "2-3"}
+    assert 0.2 < row["error_ratio"] < 5
+
+
+def test_what_is_not_known_is_null(trained, pairs, tmp_path):
+    unknown = [replace(pair, superposed=None) for pair in pairs]
+    rows = evaluate(trained, unknown, tmp_path / "metrics.json")
+    assert {row["pairs"] for row in rows} == {"all"}
+    assert {row["superposed_mae_A"] for row in rows} == {None}
+
+
+def test_other_data_than_training_had_are_refused(trained, pairs, tmp_path):
+    with pytest.raises(InputError, match="trained on"):
+        evaluate(trained, pairs[1:], tmp_path / "metrics.json")
+
+
+# Use.
+
+
+def test_one_step_keeps_the_lattice_the_centre_and_vacancies(trained):
+    host = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (2, 1, 1)
+    doped = host.copy()
+    doped.numbers[[0, 5]] = 3, 0
+    found = relax_in_one_step(trained, doped, host.numbers)
+    moved = found.positions - doped.positions
+    assert np.array_equal(moved[5], [0, 0, 0])
+    assert np.abs(np.delete(moved, 5, axis=0).mean(axis=0)).max() < 1e-8
+    assert found.error_A[5] == 0
+    assert (np.delete(found.error_A, 5) > 0).all()
+    exact = relax_in_one_step(trained, doped, host.numbers, dtype=torch.float64)
+    assert np.abs(exact.positions - found.positions).max() < 1e-5
+
+
+def test_molecules_are_refused(trained):
+    with pytest.raises(InputError, match="periodic"):
+        relax_in_one_step(trained, Atoms("NaCl", [[0, 0, 0], [2, 0, 0]]), np.array([11, 17]))
+
+
+def test_the_commands_work_together(run, tmp_path):
+    def command(*arguments):
+        result = CliRunner().invoke(app, ["definet", *map(str, arguments)])
+        assert result.exit_code == 0, result.output + str(result.exception)
+
+    with pytest.raises(AssertionError, match="either --config"):
+        command("train", "--output", tmp_path)
+    data, checkpoint = ("--config", run), tmp_path / "checkpoint.pt"
+    command("train", *data, "--output", tmp_path, "--scalars", 8, "--vectors", 4, "--layers", 1, "--epochs", 2)
+    command("evaluate", checkpoint, *data, "--output", tmp_path / "metrics.json")
+    row = json.loads((tmp_path / "metrics.json").read_text())["rows"][0]
+    assert (row["split"], row["defects"]) == ("dopant", "all")
+    pair = pairs_of_runs([run])[0]
+    cell = {"positions": pair.positions, "cell": pair.cell, "pbc": True}
+    write(tmp_path / "host.xyz", Atoms(pair.host_numbers, **cell))
+    doped = Atoms(pair.numbers, **cell)
+    write(tmp_path / "doped.xyz", doped)
+    command("relax", checkpoint, *(tmp_path / "doped.xyz", "--host", tmp_path / "host.xyz"),
+            "--output", tmp_path / "relaxed.xyz")  # fmt: skip
+    relaxed = read(tmp_path / "relaxed.xyz")
+    assert relaxed.numbers.tolist() == pair.numbers.tolist()
+    expected = relax_in_one_step(load_trained(checkpoint), doped, pair.host_numbers)
+    assert np.abs(relaxed.positions - expected.positions).max() < 1e-5
