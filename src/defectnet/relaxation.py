@@ -82,9 +82,7 @@ def relax_doped(
     )
 
 
-def relax_defect(
-    atoms: Atoms, model: ForceModel, settings: Relaxation, hessian: np.ndarray | None = None
-) -> Relaxed:
+def relax_defect(atoms: Atoms, model: ForceModel, settings: Relaxation, hessian: np.ndarray | None = None) -> Relaxed:
     """Relax a supercell with one substitution at fixed lattice within the site symmetry of the defect.
 
     ``hessian`` are the force constants of the host.

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import make_dataset, responses, spectra, supercell_modes
+from synthetic import make_dataset, responses, spectra
 
 from defectnet.config import Spectra, Training
-from defectnet.dataset.samples import Axis, host_edges, intensity, load_samples
+from defectnet.dataset.samples import Axis, load_samples
 from defectnet.dataset.schema import Dataset
 from defectnet.dataset.splits import split
 from defectnet.elements import element_amounts
@@ -19,11 +19,9 @@ from defectnet.errors import InputError, RecordError
 from defectnet.models.baselines import BASELINES
 from defectnet.models.defectnet import count_parameters
 from defectnet.models.response import LEVELS
-from defectnet.phonons.pdos import bin_centers, pdos
 from defectnet.training import fit
 from defectnet.training.evaluate import evaluate
 from defectnet.training.metrics import metrics
-from defectnet.training.predict import predict, read_spectrum, resample
 
 FORMULAS = ["Si", "Ge", "GaAs", "MgO", "NaCl"]
 SETTINGS = Training(epochs=4, batch_size=8, learning_rate=1e-3)
@@ -129,6 +127,51 @@ def test_state_of_other_settings_or_damaged_is_not_resumed(dataset, runs, tmp_pa
     fit.train(dataset, SETTINGS, "published", "host", 0, SEED, tmp_path)
     assert "not a readable checkpoint" in caplog.text
     assert contents(tmp_path) == contents(runs[0])
+
+
+@pytest.mark.parametrize("name", ["published", "response"])
+def test_finetuning_starts_from_a_trained_network(name, tmp_path):
+    formulas = FORMULAS[:4]
+    whole = chain(spectra(formulas, 6, 1), responses(formulas, 1))
+    make_dataset(tmp_path / "d.h5", formulas, 6, spectra=whole)
+    path = fit.train(tmp_path / "d.h5", Training(epochs=3), name, "host", 0, SEED, tmp_path / "first")
+    base = fit.load_checkpoint(path)
+    frozen = "encoder" if name == "published" else "corrector"
+    settings = Training(epochs=2, pretrained=str(path), frozen=[frozen])
+    tuned = fit.load_checkpoint(
+        fit.train(tmp_path / "d.h5", settings, "finetuned", "host", 0, SEED, tmp_path / "second")
+    )
+    assert (tuned.network, tuned.axis) == (base.network, base.axis)
+    assert tuned.about["pretrained"] == base.about
+    # On the data that the network was trained on, what it was is the bar: in validation nothing gets worse.
+    before, after = (one.about["validation_rmse_at_percent"][0] for one in (base, tuned))
+    assert after <= before + 1e-9
+    moved = {
+        name.split(".")[0]
+        for (name, one), other in zip(
+            base.models[0].state_dict().items(), tuned.models[0].state_dict().values(), strict=True
+        )
+        if not torch.equal(one, other)
+    }
+    assert frozen not in moved
+    assert bool(moved) == (tuned.about["best_epochs"] != [0])
+
+
+def test_finetuning_that_cannot_start_is_refused(dataset, runs, tmp_path):
+    path = runs[0] / "checkpoint.pt"
+    for frozen, message in ((["judge"], "no part judge; it has encoder"), (["encoder", "query", "attention", "head"],
+                                                                           "nothing is left to train")):  # fmt: skip
+        settings = SETTINGS.model_copy(update={"pretrained": str(path), "frozen": frozen})
+        with pytest.raises(InputError, match=message):
+            fit.train(dataset, settings, "finetuned", "host", 0, SEED, tmp_path)
+    with pytest.raises(InputError, match=r"gone.pt: no such checkpoint"):
+        fit.train(dataset, Training(pretrained="gone.pt"), "finetuned", "host", 0, SEED, tmp_path)
+    absolute = fit.train(dataset, SETTINGS, "absolute", "host", 0, SEED, tmp_path / "absolute")
+    make_dataset(tmp_path / "other.h5", FORMULAS, 3, settings=Spectra(energy_max_meV=100))
+    with pytest.raises(InputError, match=r"the network knows -20 to 120 meV .* has -20 to 100 meV"):
+        fit.train(
+            tmp_path / "other.h5", Training(pretrained=str(absolute)), "finetuned", "host", 0, SEED, tmp_path / "o"
+        )
 
 
 def test_divergence_is_an_error(dataset, tmp_path):
@@ -280,10 +323,6 @@ def test_network_that_knows_responses(tmp_path):
     assert set(suspected) == {"nnls", "response"} and set(suspected["response"]) == set(LEVELS)
     n_spectra = table["spectrum"].nunique()
     assert all(one["n"] == 2 * n_spectra for levels in suspected.values() for one in levels.values())
-    answer = predict(tmp_path / "checkpoint.pt", columns("GaAs"), columns("Si"), "GaAs", ["In", "P", "B"])
-    assert list(answer) == ["In", "P", "B"] and min(answer.values()) >= 0
-    turned = predict(tmp_path / "checkpoint.pt", columns("GaAs"), columns("Si"), "GaAs", ["B", "In", "P"])
-    assert turned == pytest.approx(answer, rel=1e-3, abs=1e-6)
     # The library is that of the very crystals, with one atom in eight replaced.
     assert scores["nnls"]["library"]["rmse_at"] < scores["mean"]["none"]["rmse_at"]
 
@@ -303,84 +342,3 @@ def test_networks_of_another_dataset_are_refused(runs, tmp_path):
         evaluate(
             tmp_path / "other.h5", [run / "checkpoint.pt" for run in runs], tmp_path / "m.json", tmp_path / "p.csv.gz"
         )
-
-
-# Use
-
-
-@pytest.mark.parametrize("edges", [np.linspace(-5, 60, 7), np.linspace(-5, 60, 411), np.array([-9.0, 0.3, 7.7, 99.0])])
-def test_resampling_conserves_area(edges):
-    rng = np.random.default_rng(0)
-    energy = np.sort(rng.uniform(0, 50, 83))
-    values = rng.random(83)
-    share = resample(energy, 13.7 * values, edges)
-    assert share.sum() == pytest.approx(1)
-    half = resample(energy, values, np.array([energy[0], energy[40]]))
-    assert half[0] == pytest.approx(np.trapezoid(values[:41], energy[:41]) / np.trapezoid(values, energy))
-
-
-def test_spectra_as_columns_match_modes():
-    """A finely sampled, little broadened spectrum gives the network what the modes themselves would."""
-    modes = supercell_modes("GaAs", 2)
-    edges = host_edges(modes, 20)
-    fine = np.arange(0, 60, 0.02)
-    share = resample(bin_centers(fine), pdos(modes, fine, 0.02), edges)
-    expected = intensity(modes, edges, Axis("host"), Spectra()) / 20
-    # The topmost modes sit on the last edge; broadening carries half of them beyond it.
-    np.testing.assert_allclose(share[:-1], expected[:-1], atol=2e-3)
-
-
-def columns(formula, dopants=None):
-    fine = np.arange(-10.0, 140.0, 0.25)
-    return bin_centers(fine), 7 * pdos(supercell_modes(formula, 1, dopants), fine, 0.5)
-
-
-def test_predict(runs):
-    path = runs[0] / "checkpoint.pt"
-    answer = predict(path, columns("Si"), columns("Si", {0: "Ge"}), "Si", ["Sn", "Ge", "B"])
-    assert list(answer) == ["Sn", "Ge", "B"]
-    assert np.isfinite(list(answer.values())).all()
-    energy, values = columns("Si", {0: "Ge"})
-    scaled = predict(fit.load_checkpoint(path), columns("Si"), (energy, 1e4 * values), "Si2", ["Sn", "Ge", "B"])
-    assert scaled == pytest.approx(answer, abs=1e-7)
-
-
-def test_predict_on_the_absolute_axis(dataset, tmp_path):
-    settings = SETTINGS.model_copy(update={"epochs": 1})
-    path = fit.train(dataset, settings, "absolute", "host", 0, SEED, tmp_path)
-    assert fit.load_checkpoint(path).models[0].config["bins"] == 140
-    assert list(predict(path, columns("Si"), columns("Si", {0: "Ge"}), "Si", ["Ge"])) == ["Ge"]
-
-
-@pytest.mark.parametrize(
-    ("pristine", "formula", "candidates", "message"),
-    [
-        ((np.arange(3), np.arange(4)), "Si", ["Ge"], "equal length"),
-        ((np.array([0, 2, 1]), np.ones(3)), "Si", ["Ge"], "ascend"),
-        ((np.arange(3), np.array([1, np.nan, 1])), "Si", ["Ge"], "NaN"),
-        ((np.arange(3), np.zeros(3)), "Si", ["Ge"], "positive"),
-        ((np.arange(-9, -3), np.ones(6)), "Si", ["Ge"], "positive energies"),
-        (None, "Si(", ["Ge"], "formula"),
-        (None, "", ["Ge"], "formula"),
-        (None, "Xy2", ["Ge"], "Xy: the network was trained without"),
-        (None, "Si", ["Xe"], "Xe: the network was trained without"),
-        (None, "Si", [], "no candidate"),
-    ],
-)
-def test_predict_refuses(runs, pristine, formula, candidates, message):
-    with pytest.raises(InputError, match=message):
-        predict(runs[0] / "checkpoint.pt", pristine or columns("Si"), columns("Si"), formula, candidates)
-
-
-def test_read_spectrum(tmp_path):
-    path = tmp_path / "measured.csv"
-    path.write_text("# meV, intensity, error\n0.5, 1.0, 0.1\n1.5, 2.0, 0.1\n")
-    energy, values = read_spectrum(path)
-    np.testing.assert_array_equal(energy, [0.5, 1.5])
-    np.testing.assert_array_equal(values, [1.0, 2.0])
-    for text in ("energy dos\n1 2\n", "1\n2\n"):
-        path.write_text(text)
-        with pytest.raises(InputError, match=r"measured\.csv"):
-            read_spectrum(path)
-    with pytest.raises(InputError, match="absent"):
-        read_spectrum(tmp_path / "absent.txt")

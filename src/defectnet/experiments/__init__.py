@@ -1,0 +1,1 @@
+"""Measured spectra: reading them, comparing them with computed ones, and simulating them."""
