@@ -91,18 +91,18 @@ def test_intervals_cover_the_estimates():
 
 
 ENTRIES = [
-    # spectrum, fidelity, element, replaces, seen, true
-    ("a", "direct", "Ge", "Si", True, 0.003),
-    ("a", "direct", "C", "Si", True, 0.0),
-    ("b", "probed", "Ge", "Si", True, 0.01),
-    ("b", "probed", "C", "Si", True, 0.06),
-    ("c", "superposed", "Al", "Mg, O", False, 0.03),
-    ("c", "superposed", "S", "O", True, 0.0),
+    # spectrum, fidelity, displacement_max_A, element, replaces, seen, true
+    ("a", "direct", 0.1, "Ge", "Si", True, 0.003),
+    ("a", "direct", 0.1, "C", "Si", True, 0.0),
+    ("b", "probed", 0.7, "Ge", "Si", True, 0.01),
+    ("b", "probed", 0.7, "C", "Si", True, 0.06),
+    ("c", "superposed", np.nan, "Al", "Mg, O", False, 0.03),
+    ("c", "superposed", np.nan, "S", "O", True, 0.0),
 ]
 
 
 def table(**columns):
-    names = ("spectrum", "fidelity", "element", "replaces", "seen", "true")
+    names = ("spectrum", "fidelity", "displacement_max_A", "element", "replaces", "seen", "true")
     rows = pd.DataFrame(ENTRIES, columns=names)
     return rows.assign(split="host", repeat=0, level="none", host=rows["spectrum"], **columns)
 
@@ -112,6 +112,7 @@ def test_subsets():
     counts = {name: {kind: scores["n"] for kind, scores in parts.items()} for name, parts in found["subsets"].items()}
     assert counts == {
         "fidelity": {"direct": 4, "superposed": 2},
+        "displacement_max_A": {"<0.5": 2, ">=0.5": 2},
         "total_doping_at": {"<=5": 4, ">5": 2},
         "species": {"1": 4, "2": 2},
         "element": {"seen": 5, "unseen": 1},

@@ -58,8 +58,9 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
 
     The mask of a test spectrum is the full candidate list of its host, always; the baselines learn from the training
     part of the same split. Predictions (CSV, compressed by gzip) have one line per spectrum, element of the mask, run
-    and level of knowledge: spectrum, host, formula, fidelity, element, replaces, seen (whether a training spectrum
-    holds the element), true, split, repeat, level, and by model concentrations as fractions, scores of presence
+    and level of knowledge: spectrum, host, formula, fidelity, displacement_max_A (farthest way of an atom in the
+    relaxation, empty of spectra that are not of a relaxed crystal), element, replaces, seen (whether a training
+    spectrum holds the element), true, split, repeat, level, and by model concentrations as fractions, scores of presence
     (``<model>_presence``) where these are not the same, and half widths of 90 % intervals (``<model>_width``) where it
     gives any; empty where a model does not answer at a level. Metrics (JSON): ``splits`` as
     :func:`~defectnet.training.metrics.metrics` describes, ``open_set`` as
@@ -134,11 +135,13 @@ def _table(data: Dataset, test: Samples, training: Samples, answers: dict[str, E
     row, host = test.row[spectrum], test.host[spectrum]
     symbols = chemical_symbols[1 : MAX_Z + 1]
     replaces = [replaced.get(symbol, "") for replaced in data.hosts.replaces for symbol in symbols]
+    moved = data.spectra.quality.get("displacement_max_A", np.full(len(data.spectra.id), np.nan))
     columns = {
         "spectrum": _text(data.spectra.id, row),
         "host": _text(data.hosts.id, host),
         "formula": _text(data.hosts.formula, host),
         "fidelity": _text(data.spectra.fidelity, row),
+        "displacement_max_A": moved[row],
         "element": _text(symbols, element),
         "replaces": _text(replaces, host * MAX_Z + element),
         "seen": (training.targets > 0).any(axis=0)[element],

@@ -16,6 +16,8 @@ RECALL = 0.9
 DRAWS = 1000
 INTERVAL = (5, 95)
 SEED = 20250602
+LEFT_SITE_A = 0.5
+"""An atom that relaxation moves farther than this has left its site."""
 RANKS = 200
 """Classes of presence scores that intervals are computed from; the scores themselves are exact."""
 
@@ -27,6 +29,8 @@ def metrics(predictions: pd.DataFrame, models: list[str]) -> dict[str, Any]:
     is judged by its concentrations. Under ``subsets`` of each object are the same scores of a part of the entries:
 
     - ``fidelity``: direct and probed spectra together as ``direct``, superposed, mass_only
+    - ``displacement_max_A``: relaxed crystals by the farthest way of any atom; beyond half an Å, dopants or their
+      neighbours have left their sites, and the crystal is no longer the one whose concentrations are asked about
     - ``total_doping_at``: spectra with 5 at.% of dopants in all and less, and with more
     - ``species``: spectra by their number of dopants
     - ``element``: candidates that training spectra held at all, and those that none of them held
@@ -92,6 +96,9 @@ def subsets(part: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
     fidelity = part["fidelity"].astype(str).replace("probed", "direct").to_numpy()
     for kind in ("direct", "superposed", "mass_only"):
         yield "fidelity", kind, fidelity == kind
+    moved = part["displacement_max_A"].to_numpy(float)
+    for kind, mask in ((f"<{LEFT_SITE_A:g}", moved < LEFT_SITE_A), (f">={LEFT_SITE_A:g}", moved >= LEFT_SITE_A)):
+        yield "displacement_max_A", kind, mask
     true = 100 * part["true"].to_numpy(float)
     spectra = part.assign(at=true, present=true > 0).groupby(["repeat", "spectrum"], observed=True)
     total, species = (spectra[column].transform("sum").to_numpy() for column in ("at", "present"))
