@@ -60,9 +60,9 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
     part of the same split. Predictions (CSV, compressed by gzip) have one line per spectrum, element of the mask, run
     and level of knowledge: spectrum, host, formula, fidelity, displacement_max_A (farthest way of an atom in the
     relaxation, empty of spectra that are not of a relaxed crystal), element, replaces, seen (whether a training
-    spectrum holds the element), true, split, repeat, level, and by model concentrations as fractions, scores of presence
-    (``<model>_presence``) where these are not the same, and half widths of 90 % intervals (``<model>_width``) where it
-    gives any; empty where a model does not answer at a level. Metrics (JSON): ``splits`` as
+    spectrum holds the element), true, split, repeat, level, and by model concentrations as fractions, scores of
+    presence (``<model>_presence``) where these are not the same, and half widths of 90 % intervals (``<model>_width``)
+    where it gives any; empty where a model does not answer at a level. Metrics (JSON): ``splits`` as
     :func:`~defectnet.training.metrics.metrics` describes, ``open_set`` as
     :func:`~defectnet.training.metrics.open_set` does, ``dataset_digest``, and the number of ``parameters`` of each
     network. For ``open_set`` every test spectrum is asked about twice, the second time without one of its dopants.
