@@ -13,6 +13,7 @@ from defectnet.dopants import recommend
 from defectnet.errors import InputError
 from defectnet.hosts.sheet import check_hosts, read_sheet
 from defectnet.phonons.pdos import energy_edges
+from defectnet.screening import read_dropped
 
 
 def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
@@ -36,6 +37,9 @@ def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
         if host_id not in by_id:
             raise InputError(f"dopants.overrides.{host_id}: {settings.hosts.sheet} has no host with this id")
         recommend(by_id[host_id].build(), host_id, settings.dopants, settings.hosts.vocabulary)
+    if settings.dopants.screened is not None:
+        dropped = read_dropped(Path(settings.dopants.screened))
+        yield f"{settings.dopants.screened}: drops {sum(map(len, dropped.values()))} candidates"
     if with_potential:
         yield check_potential(settings.potential)
 

@@ -196,13 +196,17 @@ def _read_json(path: Path, made_by: str) -> Any:
 
 @app.command()
 def dopants(batch: Batch, config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Recommend dopants for the hosts of a batch."""
+    """Recommend dopants for the hosts of a batch, without those that screening has found impossible."""
     from defectnet.dopants import recommend
+    from defectnet.screening import read_dropped
 
     settings, hosts, layout = _batch(config, batch)
+    screened = settings.dopants.screened
+    dropped = {} if screened is None else read_dropped(Path(screened))
     candidates = {}
     for host in hosts:
         answer = recommend(host.build(), host.id, settings.dopants, settings.hosts.vocabulary)
+        answer = [one for one in answer if (one.dopant, one.replaces) not in dropped.get(host.id, ())]
         candidates[host.id] = [candidate.to_dict() for candidate in answer]
         told = ", ".join(f"{c.dopant} on {c.replaces} ({c.kind}, {c.recommender} {c.score:.3g})" for c in answer)
         log.info("%s: %s", host.id, told or "no dopant found")
@@ -250,6 +254,35 @@ def library(batch: Batch, config: ConfigFile = DEFAULT_CONFIG, minutes: Minutes 
         planned = [host for host in hosts if host.id in plans] if settings.needs_library else []
         entries = library_batch(planned, plans, settings, RecordStore(layout.records))
         write_manifest(layout.batch("library", batch), entries)
+
+
+@app.command()
+def screen(
+    output: Annotated[Path, typer.Option(help="Table to write, for dopants.screened in a configuration.")],
+    config: ConfigFile = DEFAULT_CONFIG,
+    displacement_max: Annotated[
+        float, typer.Option(min=0.01, help="Farthest way in Å of an atom beside a dopant that keeps its site.")
+    ] = 0.3,
+) -> None:
+    """Judge the candidates of a run by their single defects: which are stable and stay on their sites."""
+    from defectnet.records import RecordStore, read_manifest
+    from defectnet.screening import screen as judge
+    from defectnet.screening import write_screened
+    from defectnet.supercells import read_plans
+
+    settings, _, layout = _run(config)
+    store, rows = RecordStore(layout.records), []
+    for manifest in sorted(layout.batch("library", "*").parent.glob("*.json")):
+        plans, _ = read_plans(layout.batch("supercells", manifest.stem))
+        rows += judge(plans, read_manifest(manifest), store, displacement_max)
+    if not rows:
+        raise InputError(f"{layout.results}: no single defects to judge by; run the stage library first")
+    kept = sum(not row.problem for row in rows)
+    potential = f"{settings.potential.name} {settings.potential.model}"
+    told = f"{kept} of {len(rows)} candidates are kept; single defects in cells of {settings.supercells.atoms_min}-"
+    told += f"{settings.supercells.atoms_max} atoms with {potential}, displacements of up to {displacement_max:g} Å"
+    write_screened(output, rows, told)
+    log.info("%s: %s", output, told)
 
 
 @app.command()

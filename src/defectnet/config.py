@@ -82,6 +82,9 @@ class Dopants(Block):
         {},
         description="Own lists instead of recommendations: host id -> replaced element -> dopants.",
     )
+    screened: str | None = Field(
+        None, description="Table made by `defectnet screen`; candidates that have a problem there are left out."
+    )
 
     @model_validator(mode="after")
     def _at_least_one(self) -> Dopants:

@@ -14,11 +14,13 @@ from defectnet.errors import DefectnetError
 from defectnet.hosts.sheet import read_sheet
 from defectnet.layout import FIGURES, RECORD_STAGES, Layout
 from defectnet.records import withdraw_stale_manifests
+from defectnet.screening import read_dropped
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
     HOSTS = {host.id: host for host in read_sheet(CONFIG.hosts.sheet)}
     LAYOUT = Layout.of(CONFIG)
+    DROPPED = {} if CONFIG.dopants.screened is None else read_dropped(Path(CONFIG.dopants.screened))
     # Under a name of its own content, so that a dry run with other values does not reach jobs that are running.
     CONFIG_FILE = write_config(CONFIG, LAYOUT.configs)
     if workflow.is_main_process:
@@ -92,10 +94,12 @@ def host_rows(wildcards):
 
 
 def dopant_settings(wildcards):
-    """The block ``dopants`` with own lists of the hosts of a batch only."""
+    """The block ``dopants`` with what it says of the hosts of a batch only."""
     members = set(BATCHES[wildcards.batch])
     own = {host_id: lists for host_id, lists in CONFIG.dopants.overrides.items() if host_id in members}
-    return CONFIG.dopants.model_copy(update={"overrides": own}).model_dump_json()
+    dropped = {host_id: sorted(DROPPED[host_id]) for host_id in sorted(members & set(DROPPED))}
+    settings = CONFIG.dopants.model_copy(update={"overrides": own, "screened": None})
+    return settings.model_dump_json() + (json.dumps(dropped) if dropped else "")
 
 
 def structure_files(wildcards):
