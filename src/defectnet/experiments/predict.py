@@ -81,7 +81,8 @@ class Identification:
     foreign     : probability of a dopant that was not asked about
     warnings    : why not to trust it
     edges_meV, measured, pristine, difference, contributions : the network's axis [B + 1], which bins were measured [B],
-                  the pristine spectrum, doped less pristine [B], and what each dopant adds to it [K, B], in 1/meV
+                  the pristine spectrum, doped less pristine [B], and what each dopant adds to it [K, B], in 1/meV;
+                  contributions are scaled down alike where their sum is too large, because responses saturate
     """
 
     dopants: tuple[Dopant, ...]
@@ -163,6 +164,9 @@ def predict(
         )
     amounts = np.array([one.concentration for one in dopants])
     contributions = amounts[:, None] * response[0, places]
+    # Responses are those of low doping and saturate, which the network knows: of the sum, only the shape is to fit.
+    fitted = contributions.sum(axis=0)
+    contributions *= np.clip((difference[0] @ fitted) / max(fitted @ fitted, 1e-12), 0.0, 1.0)
     residual = (difference[0] - contributions.sum(axis=0))[measured]
     chi2 = float(np.mean((residual / noise.level[measured]) ** 2) / 2)
     unexplained, foreign = float(told.unexplained[0]), float(told.foreign[0])
