@@ -84,11 +84,18 @@ def problem_of_host(job: Job, relaxation: Entry, relaxed: Record, matrix: np.nda
         entry, record = pristine_phonons(job, relaxation, relaxed, supercell, item)
         if not record.done:
             return entry.reason
-        unstable = record.header["quality"]["imaginary_modes"]
-        if unstable:
-            lowest = record.header["quality"]["energy_lowest_meV"]
-            return f"{unstable} imaginary modes down to {lowest:.1f} meV (phonons.unstable_hosts: skip)"
+        if problem := instability(job, record):
+            return problem
     return ""
+
+
+def instability(job: Job, phonons: Record) -> str:
+    """Why ``phonons.unstable_hosts`` lets nothing be built on a host with these modes; empty when something may."""
+    quality = phonons.header["quality"]
+    if job.config.phonons.unstable_hosts == "keep" or not quality["imaginary_modes"]:
+        return ""
+    lowest = quality["energy_lowest_meV"]
+    return f"{quality['imaginary_modes']} imaginary modes down to {lowest:.1f} meV (phonons.unstable_hosts: skip)"
 
 
 def phonon_inputs(job: Job) -> dict[str, Any]:

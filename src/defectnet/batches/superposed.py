@@ -15,7 +15,7 @@ import numpy as np
 from ase.data import atomic_numbers
 
 from defectnet.batches.phonons import Ground
-from defectnet.batches.pristine import WIDE, problem_of_host
+from defectnet.batches.pristine import WIDE, instability
 from defectnet.batches.worker import PRISTINE, Job, modes_of, problem_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -70,7 +70,7 @@ def superpose_batch(
         if relaxed is None or None in modes:
             entries.append(Entry(host, COMPARISON, "skipped", reason=problem_of(None)))
             continue
-        problem = problem_of_host(job, relaxation, relaxed, plan.matrix)
+        problem = next(filter(None, (instability(job, record) for record in modes)), "")
         if problem:
             entries.append(Entry(host, COMPARISON, "skipped", reason=f"pristine host: {problem}"))
             continue

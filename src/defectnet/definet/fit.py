@@ -30,7 +30,7 @@ from defectnet.files import write_atomically
 from defectnet.models.definet import Crystals, DefiNet, loss
 from defectnet.progress import track
 from defectnet.seeds import generator
-from defectnet.training.checkpoints import load, reason, reproducible, save
+from defectnet.training.checkpoints import load, load_state, reason, reproducible, save
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +168,7 @@ def _optimise(
     averaged.load_state_dict(model.state_dict())
     best: dict[str, Any] = {"epoch": 0, "error": float("inf"), "weights": {}, "history": []}
     done = step = 0
-    if resumed := _load_last(last, about):
+    if resumed := load_state(last, about):
         model.load_state_dict(resumed["model"])
         averaged.load_state_dict(resumed["averaged"])
         optimizer.load_state_dict(resumed["optimizer"])
@@ -237,21 +237,6 @@ def _table(history: list[list[float]]) -> str:
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([HISTORY_COLUMNS, *history])
     return buffer.getvalue()
-
-
-def _load_last(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of an interrupted training with the same data and settings, if there is one."""
-    if not path.exists():
-        return None
-    try:
-        content = load(path)
-    except RecordError as error:
-        log.warning("%s; starting from the first epoch", error)
-        return None
-    if content.get("about") != about:
-        log.warning("%s belongs to other data or settings; starting from the first epoch", path)
-        return None
-    return content
 
 
 def load_trained(path: Path) -> Trained:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 from pymatgen.core import Composition
 from scipy.stats import norm
 
@@ -233,7 +233,7 @@ def _asked(
 
 def _index(symbol: str) -> int:
     """Z - 1."""
-    return chemical_symbols.index(symbol) - 1
+    return atomic_numbers[symbol] - 1
 
 
 def _on_axis(spectrum: MeasuredSpectrum, edges_meV: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

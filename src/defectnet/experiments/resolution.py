@@ -10,6 +10,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.special import ndtr
 
 from defectnet.errors import InputError
+from defectnet.phonons.pdos import bin_centers
 
 FWHM_PER_SIGMA = 2 * np.sqrt(2 * np.log(2))
 
@@ -71,7 +72,7 @@ def broadened(density: np.ndarray, edges_meV: np.ndarray, resolution: Resolution
     axis stays on it, so that the area is conserved. Bins should be narrower than the resolution.
     """
     edges, width = np.asarray(edges_meV, dtype=float), np.diff(edges_meV)
-    centers = 0.5 * (edges[:-1] + edges[1:])
+    centers = bin_centers(edges)
     fwhm = resolution.fwhm_meV(centers)
     if not fwhm.any():
         return np.array(density, dtype=float)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from defectnet.experiments.predict import Identification
+from defectnet.phonons.pdos import bin_centers
 from defectnet.report.style import (
     BLACK,
     BLUE,
@@ -30,8 +31,7 @@ def identification_figure(found: Identification, stem: Path) -> list[Path]:
 
     Returns the paths of PNG and SVG.
     """
-    centers = 0.5 * (found.edges_meV[:-1] + found.edges_meV[1:])
-    centers = np.where(found.measured, centers, np.nan)
+    centers = np.where(found.measured, bin_centers(found.edges_meV), np.nan)
     fitted = found.contributions.sum(axis=0)
     low, high = energy_window(np.nan_to_num([found.pristine, found.pristine + found.difference]), found.edges_meV)
     with style():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pickle
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import torch
 
 from defectnet.errors import InputError, RecordError
 from defectnet.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -51,6 +54,21 @@ def load(path: Path, command: str = "defectnet train") -> dict[str, Any]:
             f"{path}: not a readable checkpoint ({reason(error)}); delete it and rerun `{command}`"
         ) from None
     return content if isinstance(content, dict) else {}
+
+
+def load_state(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of an interrupted training with the same data and settings, which it has under ``about``, if any."""
+    if not path.exists():
+        return None
+    try:
+        content = load(path)
+    except RecordError as error:
+        log.warning("%s; starting from the first epoch", error)
+        return None
+    if content.get("about") != about:
+        log.warning("%s belongs to other data or settings; starting from the first epoch", path)
+        return None
+    return content
 
 
 def reason(error: Exception) -> str:

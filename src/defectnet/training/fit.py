@@ -32,7 +32,7 @@ from defectnet.files import write_atomically
 from defectnet.models.defectnet import DefectNet
 from defectnet.models.response import LEVELS, ResponseNet
 from defectnet.seeds import generator
-from defectnet.training.checkpoints import load, reason, reproducible, save
+from defectnet.training.checkpoints import load, load_state, reason, reproducible, save
 from defectnet.training.presets import FINETUNED, FINETUNING_RATE, NETWORKS, PRESETS, Preset
 from defectnet.training.recipes import (
     Hosts,
@@ -141,8 +141,8 @@ def train(
             groups, split_kind, settings.validation_fraction, settings.test_fraction, seed, repeat,
             fidelity=np.array(data.spectra.fidelity)[samples.row], targets=samples.targets,
         )  # fmt: skip
-        own = np.arange(len(samples)) if split_kind in ("row", "configuration") else groups
-        parts = thinned(parts, own, settings.train_fraction, seed, repeat)
+        dealt = np.arange(len(samples)) if split_kind in ("row", "configuration") else groups
+        parts = thinned(parts, dealt, settings.train_fraction, seed, repeat)
         about = {
             "preset": preset_name,
             "split": split_kind,
@@ -278,7 +278,7 @@ def _optimise(
     optimizer = recipe.optimizer()
     state: dict[str, Any] = {"epoch": 0, "rmse": float("inf"), "state_dict": {}, "history": []}
     done = 0
-    if resumed := _load_last(last, about):
+    if resumed := load_state(last, about):
         model.load_state_dict(resumed["model"])
         optimizer.load_state_dict(resumed["optimizer"])
         state, done = resumed["best"], resumed["done"]
@@ -365,21 +365,6 @@ def _history_csv(history: list[list[float]], about: dict[str, Any]) -> str:
     writer.writerow(HISTORY_COLUMNS)
     writer.writerows([about["preset"], about["split"], about["repeat"], *row] for row in history)
     return buffer.getvalue()
-
-
-def _load_last(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of an interrupted training with the same data and settings, if there is one."""
-    if not path.exists():
-        return None
-    try:
-        content = load(path)
-    except RecordError as error:
-        log.warning("%s; starting from the first epoch", error)
-        return None
-    if content.get("about") != about:
-        log.warning("%s belongs to other data or settings; starting from the first epoch", path)
-        return None
-    return content
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
