@@ -126,3 +126,8 @@ def log_of(rule, *wildcards):
 def benchmark_of(rule, *wildcards):
     """Benchmark file of a rule."""
     return LAYOUT.results / "benchmarks" / rule / ("-".join(wildcards) + ".tsv" if wildcards else f"{rule}.tsv")
+
+
+def pretrained(wildcards):
+    """The checkpoint that a network starts from, if any."""
+    return CONFIG.training.pretrained if wildcards.preset == "finetuned" else []

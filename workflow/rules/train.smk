@@ -3,11 +3,6 @@ RUN = ("{preset}", "{split}", "{repeat}")
 MODEL = LAYOUT.model(*RUN)
 
 
-def pretrained(wildcards):
-    """The checkpoint that a network starts from, if any."""
-    return CONFIG.training.pretrained if wildcards.preset == "finetuned" else []
-
-
 rule train:
     input:
         dataset=LAYOUT.dataset,
