@@ -167,7 +167,7 @@ def test_description_rebuilds_rotated_and_shifted_crystals(supercell):
     words = xtal.describe(turned)
     assert (words.spacegroup, words.n_atoms) == ("P4_2/mnm", 6)
     cell = xtal.conventional_cell(words.spacegroup, words.parameters, words.sites)
-    assert xtal.symmetry_problems(cell) == []
+    assert xtal.symmetry_problems(cell, words.n_atoms) == []
     assert StructureMatcher(scale=False).fit(xtal.primitive_cell(cell.lattice, cell.positions, cell.symbols), turned)
 
 

@@ -40,6 +40,8 @@ CONTACT_MIN_A = 0.5
 ISOLATED_A = 6.0
 """A crystal whose closest atoms are farther apart than this in Å has its cell in another unit."""
 
+NO_SYMMETRY = "structure: spglib finds no symmetry, atoms overlap or the cell is flat; correct the structure"
+
 _SITE = re.compile(r"(?P<element>[A-Z][a-z]?)\s+(?P<multiplicity>\d+)(?P<letter>[A-Za-z])\s+(?P<xyz>\S+\s+\S+\s+\S+)")
 
 _CELL_RULES = {
@@ -319,24 +321,28 @@ def _crystal_system(hall: int) -> str:
     return next(system for last, system in lasts.items() if setting.number <= last)
 
 
-def symmetry_problems(cell: ConventionalCell) -> list[str]:
-    """What spglib finds that the stated space group and Wyckoff letters do not say, as ``field: problem; remedy``.
+def symmetry_problems(cell: ConventionalCell, n_atoms: int) -> list[str]:
+    """What spglib finds that space group, Wyckoff letters and the ``n_atoms`` of the primitive cell do not say.
 
+    One ``field: problem; remedy`` each. All from one search, which takes most of the time of checking a sheet.
     Letters are compared where spglib's search ends in the same origin and axes, as it does for all but a few crystals.
     """
     stated = _settings()[cell.hall_number - 1]
     found = spglib.get_symmetry_dataset(cell.spglib_cell, symprec=EXACT_SYMPREC_A)
+    if found is None:
+        return [NO_SYMMETRY]
+    problems = n_atoms_problems(n_atoms, len(set(found.mapping_to_primitive)))
     if found.number != stated.number:
         return [
+            *problems,
             f"spacegroup: the sites have the symmetry {found.international} ({found.number}), not {stated.symbol} "
-            f"({stated.number}); state that group or correct the sites"
+            f"({stated.number}); state that group or correct the sites",
         ]
     if found.hall_number != cell.hall_number:
         found = spglib.get_symmetry_dataset(cell.spglib_cell, symprec=EXACT_SYMPREC_A, hall_number=cell.hall_number)
     shift = found.origin_shift - np.round(found.origin_shift)
     if not (np.allclose(found.transformation_matrix, np.eye(3), atol=1e-4) and np.allclose(shift, 0, atol=1e-4)):
-        return []
-    problems = []
+        return problems
     for i, site in enumerate(cell.sites):
         letter = found.wyckoffs[cell.orbits.index(i)]
         if letter != site.letter:
@@ -345,6 +351,11 @@ def symmetry_problems(cell: ConventionalCell) -> list[str]:
                 "write that letter or correct the coordinates"
             )
     return problems
+
+
+def n_atoms_problems(stated: int, found: int) -> list[str]:
+    """Whether a row's number of atoms is that of the primitive cell."""
+    return [] if stated == found else [f"n_atoms: {stated} but the primitive cell has {found}; write {found}"]
 
 
 def primitive_cell(
@@ -358,9 +369,7 @@ def primitive_cell(
     numbers = [atomic_numbers[symbol] for symbol in symbols]
     cell = spglib.standardize_cell((lattice, positions, numbers), to_primitive=True, symprec=symprec_A)
     if cell is None:
-        raise InputError(
-            "structure: spglib finds no symmetry, atoms overlap or the cell is flat; correct the structure"
-        )
+        raise InputError(NO_SYMMETRY)
     lattice, positions, numbers = cell
     return Structure(np.round(lattice, 10), [chemical_symbols[z] for z in numbers], _wrap(positions))
 
@@ -375,7 +384,7 @@ def contact_problems(structure: Structure) -> list[str]:
     worst = np.argmin(distances / shortest)
     if distances[worst] >= shortest[worst]:
         return []
-    pair = "-".join(structure[int(index[worst])].specie.symbol for index in (i, j))
+    pair = "-".join(structure[int(atom)].specie.symbol for atom in sorted((i[worst], j[worst])))
     return [
         f"sites: {pair} are {distances[worst]:.2f} Å apart, below {shortest[worst]:.2f} Å "
         f"(covalent radii); correct the cell or the coordinates"
@@ -396,9 +405,7 @@ def describe(structure: Structure, symprec_A: float = SYMPREC_A) -> Description 
     cell = (structure.lattice.matrix, structure.frac_coords, [atomic_numbers[symbol] for symbol in symbols])
     found = spglib.get_symmetry_dataset(cell, symprec=symprec_A)
     if found is None:
-        raise InputError(
-            "structure: spglib finds no symmetry, atoms overlap or the cell is flat; correct the structure"
-        )
+        raise InputError(NO_SYMMETRY)
     letter_of = dict(zip(found.mapping_to_primitive, found.wyckoffs, strict=True))
     letters = [letter_of[atom] for atom in found.std_mapping_to_primitive]
     standard_symbols = [chemical_symbols[z] for z in found.std_types]
