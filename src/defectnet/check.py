@@ -17,7 +17,7 @@ from defectnet.screening import read_dropped
 
 
 def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
-    """Check hosts, overrides, potential or the dataset that is given, and the network that fine-tuning starts from.
+    """Check hosts, overrides, potential or the dataset that is given, and networks that something starts from.
 
     Yields what was found, line by line.
 
@@ -40,6 +40,8 @@ def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
     if settings.dopants.screened is not None:
         dropped = read_dropped(Path(settings.dopants.screened))
         yield f"{settings.dopants.screened}: drops {sum(map(len, dropped.values()))} candidates"
+    if settings.relaxation.start == "definet":
+        yield check_definet(Path(settings.relaxation.definet))
     if with_potential:
         yield check_potential(settings.potential)
 
@@ -54,6 +56,14 @@ def check_pretrained(settings: Config) -> str:
         require_same_grid(network, energy_edges(settings.spectra), "the block spectra")
     about = network.about
     return f"{path}: network {network.network}, trained on spectra of {', '.join(about['potentials'])}"
+
+
+def check_definet(path: Path) -> str:
+    """Whether the network that relaxations start from can be read; returns what it is."""
+    from defectnet.definet.fit import load_trained
+
+    settings = load_trained(path).about["settings"]
+    return f"{path}: network for relaxations, {settings['layers']} layers, {settings['scalars']} scalar channels"
 
 
 def check_potential(settings: Potential) -> str:

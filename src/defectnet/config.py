@@ -162,10 +162,18 @@ class Relaxation(Block):
     )
     host_cell: bool = Field(True, description="Relax the lattice of the pristine host as well as its positions.")
     doped_cell: bool = Field(False, description="Relax the lattice of doped supercells (off: dilute limit).")
-    start: Literal["unrelaxed", "superposed"] = Field(
+    start: Literal["unrelaxed", "superposed", "definet"] = Field(
         "superposed",
-        description="Where doped supercells start: at the host's sites, or displaced as the single defects predict.",
+        description="Where doped supercells start: at the host's sites, or displaced as the single defects predict, or "
+        "as a network does (`defectnet definet train`).",
     )
+    definet: str | None = Field(None, description="Checkpoint of the network of start: definet.")
+
+    @model_validator(mode="after")
+    def _has_network(self) -> Relaxation:
+        if self.start == "definet" and self.definet is None:
+            raise ValueError("start: definet needs a network; give its checkpoint as relaxation.definet")
+        return self
 
 
 class Phonons(Block):

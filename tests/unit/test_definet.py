@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from defectnet.batches import library_batch, phonon_batch, relax_batch
+from defectnet.check import check_definet
 from defectnet.cli import app
-from defectnet.config import parse_config
+from defectnet.config import load_config, parse_config
 from defectnet.definet import fit
 from defectnet.definet.baselines import RadiusScaling
 from defectnet.definet.evaluate import evaluate
@@ -26,8 +28,9 @@ from defectnet.definet.published import published_pairs
 from defectnet.definet.relax import on_host_sites, relax_in_one_step
 from defectnet.dopants import recommend
 from defectnet.errors import InputError, RecordError
+from defectnet.layout import Layout
 from defectnet.records import RecordStore, write_manifest
-from defectnet.supercells import plan_host
+from defectnet.supercells import plan_host, read_plans
 
 HOSTS = {"NaCl": 5.64, "KF": 5.34, "LiF": 4.03, "KBr": 6.6, "MgO": 4.21, "CaS": 5.69}
 DOPANTS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Zn", "In")
@@ -380,6 +383,45 @@ def test_one_step_keeps_the_lattice_the_centre_and_vacancies(trained):
 def test_molecules_are_refused(trained):
     with pytest.raises(InputError, match="periodic"):
         relax_in_one_step(trained, Atoms("NaCl", [[0, 0, 0], [2, 0, 0]]), np.array([11, 17]))
+
+
+def test_relaxations_start_where_the_network_says(run, hosts, tmp_path):
+    """Without any single defects, to the same minimum as from the host's sites, on record as started from there."""
+    settings = load_config(run)
+    plans, _ = read_plans(Layout.of(settings).batch("supercells", "batch-00000"))
+    store = RecordStore(tmp_path / "records")
+    checkpoint = train(pairs_of_runs([run]), replace(SMALL, epochs=2), tmp_path / "network")
+
+    def relaxed(**start):
+        values = settings.model_copy(update={"relaxation": settings.relaxation.model_copy(update=start)})
+        return relax_batch(hosts[:1], plans, values, store)
+
+    def quality(entry):
+        return store.read("relax", entry.host, entry.key).header["quality"]
+
+    cold, warm = relaxed(start="unrelaxed"), relaxed(start="definet", definet=str(checkpoint))
+    assert cold[0] == warm[0]
+    assert len(cold) > 1
+    for before, after in zip(cold[1:], warm[1:], strict=True):
+        assert before.key != after.key
+        assert "warm" in quality(after)
+        assert quality(after)["energy_eV_per_atom"] == pytest.approx(quality(before)["energy_eV_per_atom"], abs=1e-4)
+        starts = [store.read("relax", e.host, e.key).arrays["start_positions"] for e in (before, after)]
+        np.testing.assert_array_equal(*starts)
+    other = train(pairs_of_runs([run]), replace(SMALL, epochs=2, seed=1), tmp_path / "other")
+    again = relaxed(start="definet", definet=str(other))
+    assert {e.key for e in again[1:]}.isdisjoint({e.key for e in warm[1:]})
+    assert relaxed(start="definet", definet=str(checkpoint)) == warm
+
+
+def test_a_start_by_a_network_needs_one(run, tmp_path):
+    values = json.loads(run.read_text())
+    values["relaxation"] |= {"start": "definet"}
+    with pytest.raises(InputError, match=r"relaxation: .*relaxation\.definet"):
+        parse_config(values, "test")
+    values["relaxation"] |= {"definet": str(tmp_path / "lost.pt")}
+    with pytest.raises(InputError, match=r"lost\.pt"):
+        check_definet(Path(parse_config(values, "test").relaxation.definet))
 
 
 def test_the_commands_work_together(run, tmp_path):

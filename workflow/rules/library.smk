@@ -17,7 +17,7 @@ rule library:
         limits=limits,
         needed=CONFIG.needs_library,
         potential=POTENTIAL,
-        relaxation=CONFIG.relaxation.model_dump_json(exclude={"doped_cell", "start"}),
+        relaxation=CONFIG.relaxation.model_dump_json(exclude={"doped_cell", "start", "definet"}),
         phonons=CONFIG.phonons.model_dump_json(include=PHONONS_OF_HOST),
         tolerance=CONFIG.superposition.tolerance_eV_per_A2,
     message:

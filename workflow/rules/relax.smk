@@ -5,6 +5,7 @@ rule relax:
         supercells=of_batch("supercells"),
         library=of_batch("library"),
         checkpoint=CONFIG.potential.checkpoint or [],
+        definet=CONFIG.relaxation.definet if CONFIG.relaxation.start == "definet" else [],
     output:
         of_batch("relax"),
     log:
@@ -18,7 +19,7 @@ rule relax:
         config=config_file,
         limits=limits,
         potential=POTENTIAL,
-        settings=CONFIG.relaxation.model_dump_json(),
+        settings=CONFIG.relaxation.model_dump_json(exclude={"definet"}),
     message:
         "Relax {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:

@@ -108,6 +108,11 @@ class Library:
         needed = self.superpose.needs(plan)
         return digest(library=sorted(self.keys[part] for part in needed)) if needed <= set(self.keys) else ""
 
+    def guess(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """Displacements [N, 3] in Å from the sites of the host, and Hessian [3N, 3N] in eV/Å², of an arrangement."""
+        superposed = self.superpose(plan)
+        return superposed.displacements, superposed.hessian
+
     def candidates(self, plan: HostPlan) -> list[Candidate]:
         """The candidates of a host whose single defects are known on every site that they may take."""
         primitive = self.superpose.primitive

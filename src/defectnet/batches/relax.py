@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from defectnet.batches.library import Library, read_library
-from defectnet.batches.pristine import pristine_phonons, pristine_relaxation, problem_of_host
+from defectnet.batches.pristine import pristine_relaxation, problem_of_host
+from defectnet.batches.starts import Start, start_of
 from defectnet.batches.worker import Job, enough_steps, relaxation_inputs, relaxation_record, structure_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -26,7 +26,8 @@ def relax_batch(
 ) -> list[Entry]:
     """Relax the pristine cell and every doped supercell of each host; what is on record is not computed again.
 
-    Doped supercells start displaced as the single defects of ``library`` predict, where all that they need are there.
+    Doped supercells start where ``relaxation.start`` says: displaced as the single defects of ``library`` predict,
+    where all that they need are there, or as a network does.
     Arrays of a record: ``numbers`` [N], ``start_positions`` and ``positions`` [N, 3] (Å), ``start_cell`` and ``cell``
     [3, 3] (Å, rows), ``forces`` [N, 3] (eV/Å); of a doped one also ``parent`` [N], the atom of the primitive cell.
     """
@@ -41,34 +42,23 @@ def relax_batch(
             reason = f"pristine host: {problem}"
             entries += [Entry(host.id, f"doped-{k}", "skipped", reason=reason) for k in range(len(plan.plans))]
             continue
-        known = _library_for_guesses(job, entry, pristine, plan, library)
+        start = start_of(job, entry, pristine, plan, library)
         for number, substitutions in enumerate(plan.plans):
-            entries.append(relax_one(job, "relax", f"doped-{number}", entry, pristine, plan, substitutions, known)[0])
+            entries.append(_doped(job, f"doped-{number}", entry, pristine, plan, substitutions, start))
     return entries
 
 
-def _library_for_guesses(
-    job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, library: Sequence[Entry]
-) -> Library | None:
-    """The host's single defects, if relaxations are to start from them."""
-    if job.config.relaxation.start != "superposed" or not library:
-        return None
-    _, pristine = pristine_phonons(job, relaxation, relaxed, plan.matrix)
-    return read_library(job.store, relaxed, pristine, plan, library) if pristine.done else None
-
-
-def relax_one(
+def _doped(
     job: Job,
-    stage: str,
     item: str,
     relaxation: Entry,
     pristine: Record,
     plan: HostPlan,
     substitutions: Plan,
-    library: Library | None,
-) -> tuple[Entry, Record]:
-    """One doped supercell of the host whose relaxation is ``pristine``, as an item of a stage."""
-    guess_key = library.digest(substitutions) if library else ""
+    start: Start | None,
+) -> Entry:
+    """One doped supercell of the host whose relaxation is ``pristine``."""
+    guess_key = start.digest(substitutions) if start else ""
     key = digest(
         **relaxation_inputs(job),
         host=relaxation.key,
@@ -81,12 +71,12 @@ def relax_one(
 
     def compute(_checkpoint: Path) -> Record:
         supercell = expand(structure_of(pristine), plan.matrix)
-        start = apply(substitutions, supercell.atoms)
-        guess = library.superpose(substitutions) if guess_key else None
-        known = (guess.displacements, guess.hessian) if guess else ()
-        record = relaxation_record(job, start, relax_doped(start, job.potential.model, job.config.relaxation, *known))
-        record.header["concentrations"] = substitutions.concentrations(len(start))
+        unrelaxed = apply(substitutions, supercell.atoms)
+        guess = start.guess(substitutions) if guess_key else ()
+        relaxed = relax_doped(unrelaxed, job.potential.model, job.config.relaxation, *guess)
+        record = relaxation_record(job, unrelaxed, relaxed)
+        record.header["concentrations"] = substitutions.concentrations(len(unrelaxed))
         record.arrays["parent"] = supercell.parent
         return record
 
-    return job.item(stage, relaxation.host, item, key, compute, partial(enough_steps, job))
+    return job.item("relax", relaxation.host, item, key, compute, partial(enough_steps, job))[0]
