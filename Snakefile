@@ -27,6 +27,7 @@ if not LAYOUT.given:
     include: "workflow/rules/phonons.smk"
     include: "workflow/rules/superpose.smk"
     include: "workflow/rules/dataset.smk"
+    include: "workflow/rules/definet.smk"
 
 
 include: "workflow/rules/train.smk"

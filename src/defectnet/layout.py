@@ -69,6 +69,11 @@ class Layout:
         return [self.model(*run) for run in runs]
 
     @property
+    def definet(self) -> Path:
+        """Directory of the network that relaxes in one step."""
+        return self.results / "definet"
+
+    @property
     def metrics(self) -> Path:
         """Scores of all models on held-out spectra."""
         return self.results / "metrics.json"

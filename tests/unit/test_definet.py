@@ -22,6 +22,7 @@ from defectnet.definet import fit
 from defectnet.definet.baselines import RadiusScaling
 from defectnet.definet.evaluate import evaluate
 from defectnet.definet.fit import Settings, coordinate_mae, load_trained, train
+from defectnet.definet.force_calls import STARTS, read_counts
 from defectnet.definet.pairs import Pair, net_displacements, pairs_of_runs
 from defectnet.definet.parts import deal
 from defectnet.definet.published import published_pairs
@@ -436,6 +437,21 @@ def test_the_commands_work_together(run, tmp_path):
     command("evaluate", checkpoint, *data, "--output", tmp_path / "metrics.json")
     row = json.loads((tmp_path / "metrics.json").read_text())["rows"][0]
     assert (row["split"], row["defects"]) == ("dopant", "all")
+    table = tmp_path / "force_calls.csv"
+    command("count-forces", checkpoint, *data, "--output", table, "--cells", 1)
+    (known,) = tmp_path.glob("force_calls-*.csv")
+    name, start, _, converged = known.read_text().splitlines()[1].split(",")
+    told = ",".join((name, start, "12345", converged))
+    known.write_text("\n".join((known.read_text().splitlines()[0], told, *known.read_text().splitlines()[2:], "")))
+    table.unlink()
+    command("count-forces", checkpoint, *data, "--output", table, "--cells", 1)
+    assert table.read_text().splitlines()[1] == told  # what is known is not computed again
+    starts = read_counts(table)
+    assert {frozenset(starts[pair]) for pair in starts} >= {frozenset(STARTS[:3])}
+    command("evaluate", checkpoint, *data, "--output", tmp_path / "metrics.json", "--force-calls", table)
+    rows = json.loads((tmp_path / "metrics.json").read_text())["rows"]
+    assert all(row["force_calls_cold"] > 1 for row in rows if "relaxed" in row)
+    assert any("relaxed" in row for row in rows)
     pair = pairs_of_runs([run])[0]
     cell = {"positions": pair.positions, "cell": pair.cell, "pbc": True}
     write(tmp_path / "host.xyz", Atoms(pair.host_numbers, **cell))

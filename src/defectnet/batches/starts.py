@@ -35,18 +35,18 @@ class Start(Protocol):
 class OneStepStart:
     """Positions by a network that relaxes in one step, with the force constants of the host.
 
-    network, phonons: what identifies the checkpoint, and the record of the host's force constants
+    folding, hessian: the undoped supercell and its force constants [3N, 3N]
+    key             : what network and force constants are identified by
     """
 
     trained: Trained
-    network: str
-    phonons: str
     folding: Folding
     hessian: np.ndarray
+    key: str
 
     def digest(self, plan: Plan) -> str:
         """The same for every arrangement."""
-        return digest(network=self.network, phonons=self.phonons)
+        return self.key
 
     def guess(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Start`."""
@@ -72,4 +72,4 @@ def start_of(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, libra
     path = Path(settings.definet)
     folding = Folding.of(structure_of(relaxed), plan.matrix)
     hessian = folding.hessian(pristine.arrays["force_constants"].astype(float))
-    return OneStepStart(load_trained(path), file_digest(path), entry.key, folding, hessian)
+    return OneStepStart(load_trained(path), folding, hessian, digest(network=file_digest(path), phonons=entry.key))

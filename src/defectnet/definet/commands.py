@@ -73,12 +73,17 @@ def evaluate(
     output: Annotated[Path, typer.Option(help="File to write, metrics.json for example.")],
     config: Configs = None,
     published: Published = None,
+    force_calls: Annotated[
+        Path | None, typer.Option(help="Table of `defectnet definet count-forces`, to be summed up as well.")
+    ] = None,
 ) -> None:
     """Score a network on the dopants and hosts that its training did not see."""
     from defectnet.definet.evaluate import evaluate as score
     from defectnet.definet.fit import load_trained
+    from defectnet.definet.force_calls import read_counts
 
-    rows = score(load_trained(model), _pairs(config, published, superpose=True), output)
+    counts = read_counts(force_calls) if force_calls else {}
+    rows = score(load_trained(model), _pairs(config, published, superpose=True), output, counts)
     columns = (
         "split",
         "pairs",
@@ -97,6 +102,24 @@ def evaluate(
         )
     Console(width=160).print(table)
     log.info("wrote %s", output)
+
+
+@app.command()
+def count_forces(
+    model: Annotated[Path, typer.Argument(help="checkpoint.pt of a trained network.")],
+    config: Configs,
+    output: Annotated[Path, typer.Option(help="Table to write (CSV).")],
+    cells: Annotated[int, typer.Option(min=1, help="Cells of each part, with one defect and with several.")] = 10,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="Stop cleanly before this much wall time is over.")
+    ] = None,
+) -> None:
+    """Count what starting where the network says saves, by relaxing cells it has not seen with the potential."""
+    with stops_in_time(minutes):
+        from defectnet.definet.force_calls import count
+
+        count(model, _pairs(config, None, superpose=False), config, cells, output)
+        log.info("wrote %s", output)
 
 
 @app.command()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.stats import spearmanr
 
 from defectnet.definet.baselines import RadiusScaling
 from defectnet.definet.fit import Trained, coordinate_mae, predict_moves
+from defectnet.definet.force_calls import STARTS
 from defectnet.definet.graphs import crystal_graph
 from defectnet.definet.pairs import Pair
 from defectnet.definet.parts import TESTS
@@ -33,14 +35,21 @@ ANSWERS = ("coordinate", "unrelaxed", "radii", "superposed")
 """The network; the sites of the host; :class:`RadiusScaling`; the sum of single defects."""
 
 
-def evaluate(trained: Trained, pairs: Sequence[Pair], output: Path) -> list[dict[str, Any]]:
+def evaluate(
+    trained: Trained,
+    pairs: Sequence[Pair],
+    output: Path,
+    force_calls: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
     """Score a network on every part that it has not seen, and write ``output`` (JSON); returns its rows.
 
     A row is one of the parts :data:`~defectnet.definet.parts.TESTS`, of all pairs or of those that can be superposed,
     and one group of :data:`DEFECTS`. ``X_mae_A`` is the mean of the pairs' mean |component| in Å, and
     ``X_mae_within_3A``, ``X_mae_within_5A`` of the atoms near a defect, for every X of :data:`ANSWERS`; null where an
     answer is not known. ``error_ratio`` is the mean length of the errors over the mean expected one, ``error_rank``
-    Spearman's correlation of the two over atoms.
+    Spearman's correlation of the two over atoms. Where ``force_calls`` of pairs were counted, by start, there is their
+    median ``force_calls_X`` for every X of :data:`~defectnet.definet.force_calls.STARTS`, and the number ``relaxed`` of
+    these pairs.
 
     Raises :class:`InputError` if the pairs are not those that the network was trained on.
     """
@@ -55,7 +64,10 @@ def evaluate(trained: Trained, pairs: Sequence[Pair], output: Path) -> list[dict
     rows = []
     for part in TESTS:
         held_out = [by_id[name] for name in trained.parts.get(part, ())]
-        scores = [_score(trained, radii, pair) for pair in track(held_out, f"evaluating {part}")]
+        scores = [
+            _score(trained, radii, pair) | {"force_calls": force_calls.get(pair.id)}
+            for pair in track(held_out, f"evaluating {part}")
+        ]
         for known in ("all", "superposed"):
             for group, (fewest, most) in DEFECTS.items():
                 chosen = [
@@ -96,4 +108,10 @@ def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
     lengths, expected = (np.concatenate([score[name] for score in scores]) for name in ("lengths", "expected"))
     row["error_ratio"] = float(lengths.mean() / expected.mean())
     row["error_rank"] = float(spearmanr(lengths, expected).statistic)
+    counted = [score["force_calls"] for score in scores if score["force_calls"]]
+    if counted:
+        row["relaxed"] = len(counted)
+        for start in STARTS:
+            known = [calls[start] for calls in counted if start in calls]
+            row[f"force_calls_{start}"] = float(np.median(known)) if len(known) == len(counted) else None
     return row
