@@ -17,7 +17,7 @@ include: "workflow/rules/common.smk"
 
 
 # A dataset that is given needs neither hosts nor potential.
-if not LAYOUT.given:
+if not LAYOUT.given_dataset:
 
     include: "workflow/rules/plan.smk"
     include: "workflow/rules/dopants.smk"
@@ -30,7 +30,12 @@ if not LAYOUT.given:
     include: "workflow/rules/definet.smk"
 
 
-include: "workflow/rules/train.smk"
+if not LAYOUT.given_models:
+
+    include: "workflow/rules/train.smk"
+
+
+include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 
 

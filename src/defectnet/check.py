@@ -12,6 +12,7 @@ from defectnet.dataset.schema import Dataset
 from defectnet.dopants import recommend
 from defectnet.errors import InputError
 from defectnet.hosts.sheet import check_hosts, read_sheet
+from defectnet.layout import Layout
 from defectnet.phonons.pdos import energy_edges
 from defectnet.screening import read_dropped
 
@@ -25,6 +26,8 @@ def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
     """
     if settings.training.pretrained is not None:
         yield check_pretrained(settings)
+    if settings.run.models is not None:
+        yield check_models(settings)
     if settings.run.dataset is not None:
         with Dataset(Path(settings.run.dataset)) as data:
             yield f"{settings.run.dataset}: {len(data.spectra.id)} spectra of {len(data.hosts.id)} hosts"
@@ -56,6 +59,16 @@ def check_pretrained(settings: Config) -> str:
         require_same_grid(network, energy_edges(settings.spectra), "the block spectra")
     about = network.about
     return f"{path}: network {network.network}, trained on spectra of {', '.join(about['potentials'])}"
+
+
+def check_models(settings: Config) -> str:
+    """Whether all networks that are to be evaluated are there; returns how many."""
+    from defectnet.training.fit import load_checkpoint
+
+    models = Layout.of(settings).models(settings.training)
+    for model in models:
+        load_checkpoint(model / "checkpoint.pt")
+    return f"{settings.run.models}: {len(models)} networks"
 
 
 def check_definet(path: Path) -> str:

@@ -338,9 +338,9 @@ def dataset(config: ConfigFile = DEFAULT_CONFIG) -> None:
     from defectnet.dataset.aggregate import aggregate
 
     settings, hosts, layout = _run(config)
-    if layout.given:
+    if layout.given_dataset:
         raise InputError(
-            f"run.dataset: {layout.given} is given and would be overwritten; set it to null to collect one"
+            f"run.dataset: {layout.given_dataset} is given and would be overwritten; set it to null to collect one"
         )
     doped, missing = aggregate(hosts, settings, layout)
     told = ", ".join(f"{count} {fidelity.replace('_', ' ')}" for fidelity, count in doped.items())
@@ -383,34 +383,25 @@ def train(
 
         settings = load_config(config)
         layout = Layout.of(settings)
+        if layout.given_models:
+            raise InputError(
+                f"run.models: {layout.given_models} is given and would be overwritten; set it to null to train"
+            )
         output = layout.model(preset, split, repeat)
         path = fit(layout.dataset, settings.training, preset, split, repeat, settings.run.seed, output)
         log.info("wrote %s", path)
 
 
 @app.command()
-def evaluate(
-    config: ConfigFile = DEFAULT_CONFIG,
-    dataset: Annotated[
-        Path | None, typer.Option(help="Dataset in place of the run's, for example a compact one.")
-    ] = None,
-    models: Annotated[Path | None, typer.Option(help="Folder of checkpoints (*.pt) in place of the run's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write to in place of the run's results.")] = None,
-) -> None:
+def evaluate(config: ConfigFile = DEFAULT_CONFIG) -> None:
     """Score all trained networks and the baselines on held-out spectra."""
     from defectnet.training.evaluate import evaluate as score
 
     settings = load_config(config)
     layout = Layout.of(settings)
-    if models is None:
-        checkpoints = [model / "checkpoint.pt" for model in layout.models(settings.training)]
-    else:
-        checkpoints = sorted(models.glob("*.pt"))
-        if not checkpoints:
-            raise InputError(f"--models {models}: holds no checkpoint (*.pt)")
-    written = layout if output is None else Layout(output)
-    score(dataset or layout.dataset, checkpoints, written.metrics, written.predictions)
-    log.info("wrote %s and %s", written.metrics, written.predictions)
+    checkpoints = [model / "checkpoint.pt" for model in layout.models(settings.training)]
+    score(layout.dataset, checkpoints, layout.metrics, layout.predictions)
+    log.info("wrote %s and %s", layout.metrics, layout.predictions)
 
 
 @app.command()

@@ -52,6 +52,9 @@ class Run(Block):
     dataset: str | None = Field(
         None, description="A finished dataset, for example a compact one, to train on; null: computed by this run."
     )
+    models: str | None = Field(
+        None, description="Directory of finished networks to evaluate, PRESET-SPLIT-REPEAT/; null: trained by this run."
+    )
     seed: int = Field(20250602, ge=0, description="Master seed; each host and purpose draws from its own stream.")
 
 

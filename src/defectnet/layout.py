@@ -28,12 +28,14 @@ class Layout:
     """Paths of one run below its results directory. Arguments may be Snakemake wildcards such as ``{batch}``."""
 
     results: Path
-    given: Path | None = None
+    given_dataset: Path | None = None
+    given_models: Path | None = None
 
     @classmethod
     def of(cls, config: Config) -> Layout:
         """Paths of the run that a configuration describes."""
-        return cls(Path(config.run.results), None if config.run.dataset is None else Path(config.run.dataset))
+        run = config.run
+        return cls(Path(run.results), *(None if path is None else Path(path) for path in (run.dataset, run.models)))
 
     @property
     def configs(self) -> Path:
@@ -52,7 +54,7 @@ class Layout:
     @property
     def dataset(self) -> Path:
         """All spectra: a given file, or what the run makes."""
-        return self.given or self.results / "dataset.h5"
+        return self.given_dataset or self.results / "dataset.h5"
 
     @property
     def missing(self) -> Path:
@@ -60,8 +62,8 @@ class Layout:
         return self.results / "missing.tsv"
 
     def model(self, preset: str, split: str, repeat: int | str) -> Path:
-        """Directory of one trained network."""
-        return self.results / "models" / f"{preset}-{split}-{repeat}"
+        """Directory of one trained network: a given one, or what the run makes."""
+        return (self.given_models or self.results / "models") / f"{preset}-{split}-{repeat}"
 
     def models(self, training: Training) -> list[Path]:
         """Directories of all networks that a run trains."""

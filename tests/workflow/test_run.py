@@ -7,6 +7,7 @@ from collections import Counter
 from itertools import product
 
 import numpy as np
+from conftest import campaign
 
 from defectnet.dataset.schema import Dataset
 from defectnet.layout import FIGURES
@@ -42,6 +43,25 @@ def test_every_job_left_log_and_benchmark(finished):
 
 def test_running_again_does_nothing(finished):
     assert "Nothing to be done" in finished.snakemake()
+
+
+def test_finished_data_and_networks_are_evaluated_without_hosts_and_training(finished, tmp_path):
+    given = {
+        "results": "again",
+        "dataset": str(finished.results / "dataset.h5"),
+        "models": str(finished.results / "models"),
+    }
+    again = campaign(tmp_path, run=given | {"results": "again"})
+    (tmp_path / "hosts.tsv").unlink()
+    assert again.planned() == {"evaluate": 1, "figures": 1, "all": 1}
+    again.snakemake()
+    assert (tmp_path / "again" / "metrics.json").read_text() == (finished.results / "metrics.json").read_text()
+    told = again.defectnet("train", "--config", "config.yaml", succeeds=False)
+    assert "run.models" in told
+    (lost := tmp_path / "lost").mkdir()
+    again.values["run"] |= {"models": str(lost), "results": "other"}
+    again.write()
+    assert str(lost) in again.snakemake(succeeds=False)
 
 
 def test_report_is_made(finished, tmp_path):

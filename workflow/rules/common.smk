@@ -18,8 +18,8 @@ from defectnet.screening import read_dropped
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
-    HOSTS = {host.id: host for host in read_sheet(CONFIG.hosts.sheet)}
     LAYOUT = Layout.of(CONFIG)
+    HOSTS = {} if LAYOUT.given_dataset else {host.id: host for host in read_sheet(CONFIG.hosts.sheet)}
     DROPPED = {} if CONFIG.dopants.screened is None else read_dropped(Path(CONFIG.dopants.screened))
     # Under a name of its own content, so that a dry run with other values does not reach jobs that are running.
     CONFIG_FILE = write_config(CONFIG, LAYOUT.configs)
@@ -56,7 +56,7 @@ wildcard_constraints:
 def final_outputs():
     """Everything that a complete run leaves behind."""
     figures = [LAYOUT.figure(name) for name in FIGURES]
-    if LAYOUT.given:
+    if LAYOUT.given_dataset:
         return [LAYOUT.metrics, *figures]
     # Manifests are named here because Snakemake does not miss an intermediate file whose products exist.
     manifests = [path for stage in RECORD_STAGES for path in of_all_batches(stage)]

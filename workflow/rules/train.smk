@@ -28,25 +28,3 @@ rule train:
     shell:
         "{params.defectnet} train --config {params.config} --preset {wildcards.preset} --split {wildcards.split}"
         " --repeat {wildcards.repeat}{params.limits} > {log} 2>&1"
-
-
-rule evaluate:
-    input:
-        dataset=LAYOUT.dataset,
-        models=[model / "checkpoint.pt" for model in MODELS],
-    output:
-        metrics=report(LAYOUT.metrics, category="Results", caption="../report/metrics.rst"),
-        predictions=LAYOUT.predictions,
-    log:
-        log_of("evaluate"),
-    benchmark:
-        benchmark_of("evaluate")
-    conda:
-        MAIN_ENV
-    params:
-        defectnet=defectnet,
-        config=config_file,
-    message:
-        "Score networks and baselines on held-out spectra"
-    shell:
-        "{params.defectnet} evaluate --config {params.config} > {log} 2>&1"
