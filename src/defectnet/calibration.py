@@ -16,6 +16,7 @@ from defectnet.config import Config
 from defectnet.costs import (
     GUESSED_ERROR,
     GUESSED_ERROR_PROBED,
+    GUESSED_SPEED,
     GUESSES,
     KINDS,
     RULE_UNITS,
@@ -35,6 +36,9 @@ from defectnet.hosts.sheet import Host
 from defectnet.layout import RECORD_STAGES, Layout
 from defectnet.records import Entry, Record, RecordStore, read_header, read_manifest, read_record
 from defectnet.supercells import HostPlan, read_plans
+
+RATES = (("forces", "products"), ("products", "forces"))
+"""Kinds of evaluations, and which one tells about it where it did not occur."""
 
 
 class Calibration:
@@ -123,27 +127,28 @@ class Calibration:
             # Left out: cells of a single dopant, which are too symmetric to tell what others take.
             if kind != "direct" or others:
                 self.work[kind].append((entry.host, terms(kind, size, config, needed), atoms * evaluations))
-            # What is computed once besides would be taken for the speed of a few atoms.
-            if kind not in ("relax_host", "phonons_host"):
-                spent = header["quality"]["force_evaluations"] if kind in ("direct", "probed") else evaluations
-                key = speed_key(config, header["cost"]["device"])
-                self.speed[key][kind].append((entry.host, (atoms * spent,), wall))
+            # Left out: few evaluations, of which the first one of a job, or what is computed once besides, takes most.
+            if kind in ("defect", "direct", "probed"):
+                spent = evaluations if kind == "defect" else header["quality"]["force_evaluations"]
+                key, rate = speed_key(config, header["cost"]["device"]), "products" if kind == "probed" else "forces"
+                self.speed[key][rate].append((entry.host, (spent, atoms * spent), wall))
         per_spectrum = size.n_wide if kind == "spectra" else size.n_sites
         self.bytes[stage].append(size_bytes / per_spectrum / spectra)
         self.memory[stage].append((per_spectrum, header["cost"]["peak_mb"]))
 
     def costs(self) -> Costs:
         """What was observed; guesses stand in for kinds of work that never occurred."""
-        speeds = {
-            key: Speed(
-                seconds={kind: Fit.of(values) for kind, values in kinds.items()},
-                start_s=float(np.median(self.start[key] or [START_S])),
-            )
-            for key, kinds in self.speed.items()
-        }
+        speeds = {}
+        for key, seen in self.speed.items():
+            forces, products = (Fit.of(seen[rate] or seen[other], GUESSED_SPEED) for rate, other in RATES)
+            start_s = float(np.median(self.start[key] or [START_S]))
+            speeds[key] = Speed(forces=forces, products=products, start_s=start_s)
         error = Fit.of(self.error) if self.error else GUESSED_ERROR
         return Costs(
-            work={kind: Fit.of(self.work[kind]) if self.work[kind] else GUESSES[kind] for kind in KINDS},
+            work={
+                kind: Fit.of(self.work[kind], GUESSES[kind].coefficients) if self.work[kind] else GUESSES[kind]
+                for kind in KINDS
+            },
             error=error,
             error_probed=_limit(error, self.probed) if self.probed else GUESSED_ERROR_PROBED,
             speeds=speeds,

@@ -42,12 +42,19 @@ class Fit(BaseModel):
     hosts: int
 
     @classmethod
-    def of(cls, observations: Sequence[tuple[str, Sequence[float], float]]) -> Fit:
-        """From (host, terms, value), each weighted so that a single coefficient is the mean of value / term."""
+    def of(cls, observations: Sequence[tuple[str, Sequence[float], float]], guess: Sequence[float] = (1.0,)) -> Fit:
+        """From (host, terms, value), errors relative; a single coefficient is the mean of value / term.
+
+        Several are drawn towards the ``guess`` times one factor: cells of one size cannot tell terms apart.
+        """
         terms = np.array([terms for _, terms, _ in observations], float)
         values = np.array([value for _, _, value in observations], float)
-        weight = 1 / terms.sum(axis=1)
-        coefficients, _ = nnls(terms * weight[:, None], values * weight)
+        typical = np.mean(values / (terms @ guess)) * np.array(guess)
+        expected = terms @ typical
+        towards = TRUST_IN_GUESS * np.eye(len(typical))
+        shares = np.vstack([terms * typical / expected[:, None], towards])
+        factors, _ = nnls(shares, np.append(values / expected, towards.sum(axis=0)))
+        coefficients = factors * typical
         by_host: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
         for (host, _, value), fitted in zip(observations, terms @ coefficients, strict=True):
             by_host[host][0] += value
@@ -72,6 +79,9 @@ START_S = 10.0
 DRAWS = 500
 """Arrangements that stand for those of hosts that have none yet."""
 
+TRUST_IN_GUESS = 0.3
+"""A guessed share of a term counts as this squared, observations as one: those scatter by a fifth, guesses twofold."""
+
 REPEATED = 1.2
 """Atoms of repeated supercells over the least number, about."""
 
@@ -84,14 +94,17 @@ GUESSES = {
     for kind, coefficients in {
         "relax_host": (10.0,),
         "phonons_host": (1.0,),
-        "defect": (10.0, 1.5),
+        "defect": (10.0, 1.0),
         "relax": (15.0,),
         "direct": (1.0,),
         "probed": (1.0,),
-        "spectra": (1e-7, 1e-9),
+        "spectra": (1.6e-7, 6e-11),
     }.items()
 }
 """Work where no record tells."""
+
+GUESSED_SPEED = (10.0, 1.0)
+"""An evaluation takes as long as so many atoms, besides its own ones: about that of SevenNet-0 on a CPU."""
 
 GUESSED_ERROR = Fit(coefficients=(3.0,), spread=1.0, hosts=0)
 """Error of superposition per concentration where no record tells: about that of the demo's hosts."""
@@ -101,10 +114,15 @@ GUESSED_ERROR_PROBED = 0.3
 
 
 class Speed(BaseModel):
-    """Seconds per atom-evaluation of a potential on a kind of device, by kind of item, and what starting it takes."""
+    """What a potential takes on a kind of device: seconds per evaluation and per atom-evaluation, and to start.
+
+    forces  : of displaced and relaxing supercells
+    products: the evaluations of Hessian-vector products in the stage that needs them, with all that belongs to them
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    seconds: dict[str, Fit]
+    forces: Fit
+    products: Fit
     start_s: float
 
 
@@ -218,7 +236,7 @@ def terms(kind: str, size: Size, config: Config, needed: float = 0.0) -> tuple[f
     return {
         "relax_host": (size.n_primitive,),
         "phonons_host": (n * ways * sum(directions(orbit) for _, orbit in size.orbits),),
-        "defect": (n, n * n * ways * needed / 2.0),
+        "defect": (n, n * ways * displaced_of_defect(n, needed)),
         "relax": (n,),
         "direct": (n * n * ways * needed / 2.0,),
         "probed": (2.0 * n * min(config.phonons.probes_max, 1.5 * n),),
@@ -233,6 +251,17 @@ def directions(needed: float) -> float:
     crystals of 60 structure types; the sums over their orbits scatter around it by a factor of 1.4.
     """
     return max(1.0, 3.0 * (needed / 6.0) ** 0.3)
+
+
+def displaced_of_defect(n: float, needed: float) -> float:
+    """Displacements, one way, for the force constants of n atoms around a defect with site symmetry S, |S| = 6/needed.
+
+    Half of 6N/|S|, and more for the atoms on mirror planes, whose number grows as the area: 32 and 432 atoms around a
+    defect in diamond and 32 in rock salt. Supercells that are less symmetric than their crystal need up to five times
+    as many.
+    """
+    share = needed / 6.0
+    return 3.0 * n * share + 1.75 * n ** (2 / 3) * (share**0.5 - share)
 
 
 def other_dopants(plan: Plan, n_sites: int) -> float:
@@ -265,12 +294,13 @@ def _drawn(settings: Supercells, candidates: int) -> np.ndarray:
 @dataclass(frozen=True)
 class Load:
     """Expected work of one host in one stage: (kind, atom-evaluations, or seconds of ``spectra``), and its spectra or
-    records.
+    records. Supercells have ``n_sites`` atoms.
     """
 
     stage: str
     parts: tuple[tuple[str, float], ...]
     results: float
+    n_sites: float
 
 
 def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> list[Load]:
@@ -306,10 +336,10 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
     spectra = settings.superposed_per_host + settings.mass_only_per_host + responses
     probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [
-        Load("library", tuple(of_library), singles if config.needs_library else 0),
-        Load("relax", (*of_relax, work("relax", doped)), 1 + doped),
-        Load("phonons", (*of_phonons, by_differences(direct, of_direct), *probed), 1 + doped),
-        Load("superposed", (work("spectra", spectra),), spectra),
+        Load("library", tuple(of_library), singles if config.needs_library else 0, size.n_sites),
+        Load("relax", (*of_relax, work("relax", doped)), 1 + doped, size.n_sites),
+        Load("phonons", (*of_phonons, by_differences(direct, of_direct), *probed), 1 + doped, size.n_sites),
+        Load("superposed", (work("spectra", spectra),), spectra, size.n_sites),
     ]
 
 
@@ -331,8 +361,8 @@ def seconds(load: Load, costs: Costs, speed: Speed) -> Seconds:
     for kind, amount in load.parts:
         spread, mean = costs.work[kind].spread, amount
         if kind != "spectra":
-            rate = speed.seconds.get(kind) or speed.seconds["relax"]
-            mean, spread = amount * rate((1.0,)), float(np.hypot(spread, rate.spread))
+            rate = speed.products if kind == "probed" else speed.forces
+            mean, spread = amount * rate((1.0 / load.n_sites, 1.0)), float(np.hypot(spread, rate.spread))
         total += Seconds(mean, mean * np.exp(-spread), mean * np.exp(spread))
     return total
 
@@ -345,8 +375,8 @@ def speed_key(config: Config, device: str) -> str:
 def speed_of(config: Config, costs: Costs) -> Speed:
     """Speed of the configured potential: as configured, or as learned. Raises :class:`InputError` if it is unknown."""
     if config.potential.atoms_per_second is not None:
-        fit = Fit(coefficients=(1 / config.potential.atoms_per_second,), spread=0.0, hosts=0)
-        return Speed(seconds=dict.fromkeys(KINDS, fit), start_s=START_S)
+        fit = Fit(coefficients=(0.0, 1 / config.potential.atoms_per_second), spread=0.0, hosts=0)
+        return Speed(forces=fit, products=fit, start_s=START_S)
     device = config.potential.device.replace("auto", "cpu")
     key = speed_key(config, device)
     if key not in costs.speeds:

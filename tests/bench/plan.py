@@ -37,8 +37,8 @@ def main(paths: list[str]) -> None:
         for host in hosts:
             learned = Calibration()
             for other, others in runs:
-                left = [row for row in others if other is not config or row.id != host.id]
-                learned.observe(other, left, assign(others, other))
+                if left := [row for row in others if other is not config or row.id != host.id]:
+                    learned.observe(other, left, assign(others, other))
             costs = learned.costs()
             speed = speed_of(config, costs)
             plan = read_plans(layout.batch("supercells", batch_of[host.id]))[0][host.id]
