@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from pymatgen.core import Composition
+
 from defectnet.config import Config, Potential
 from defectnet.dataset.schema import Dataset
 from defectnet.dopants import recommend
@@ -36,6 +38,12 @@ def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
     check_hosts(hosts, settings.hosts.sheet, settings.hosts.vocabulary)
     yield f"{settings.hosts.sheet}: {len(hosts)} hosts are sound"
     by_id = {host.id: host for host in hosts}
+    present = {element.symbol for host in hosts for element in Composition(host.formula).elements}
+    if absent := sorted(set(settings.dopants.vacancies) - present - {"all"}):
+        raise InputError(
+            f"dopants.vacancies: no host of {settings.hosts.sheet} contains {', '.join(absent)}; name elements of "
+            "hosts, or [all]"
+        )
     for host_id in settings.dopants.overrides:
         if host_id not in by_id:
             raise InputError(f"dopants.overrides.{host_id}: {settings.hosts.sheet} has no host with this id")

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from defectnet.elements import MAX_Z, PUBLISHED_VOCABULARY
+from defectnet.elements import MAX_Z, PUBLISHED_VOCABULARY, VACANCY
 from defectnet.errors import InputError
 from defectnet.files import write_atomically
 
@@ -31,6 +32,8 @@ def _known_element(symbol: str) -> str:
 
 
 Element = Annotated[str, AfterValidator(_known_element)]
+Dopant = Annotated[str, AfterValidator(lambda symbol: symbol if symbol == VACANCY else _known_element(symbol))]
+ElementOrAll = Annotated[str, AfterValidator(lambda symbol: symbol if symbol == "all" else _known_element(symbol))]
 
 
 class Block(BaseModel):
@@ -81,9 +84,12 @@ class Dopants(Block):
     probability_min: float = Field(
         1e-3, gt=0, lt=1, description="Smallest Hautier substitution probability that is accepted."
     )
-    overrides: dict[str, dict[Element, tuple[Element, ...]]] = Field(
+    vacancies: tuple[ElementOrAll, ...] = Field(
+        (), description="Host elements whose sites may be empty, beside the recommended dopants; [all]: every one."
+    )
+    overrides: dict[str, dict[Element, tuple[Dopant, ...]]] = Field(
         {},
-        description="Own lists instead of recommendations: host id -> replaced element -> dopants.",
+        description="Own lists instead of recommendations: host id -> replaced element -> dopants; Vac is a vacancy.",
     )
     screened: str | None = Field(
         None, description="Table made by `defectnet screen`; candidates that have a problem there are left out."
@@ -94,6 +100,16 @@ class Dopants(Block):
         if self.n_type + self.p_type == 0:
             raise ValueError("n_type + p_type must be at least 1")
         return self
+
+    def may_be_empty(self, elements: Iterable[str]) -> list[str]:
+        """Those of the elements of a host whose sites ``vacancies`` names, in alphabetical order."""
+        return sorted(element for element in set(elements) if {element, "all"} & set(self.vacancies))
+
+    @property
+    def has_vacancies(self) -> bool:
+        """Whether the sites of any host may be empty."""
+        named = (dopants for lists in self.overrides.values() for dopants in lists.values())
+        return bool(self.vacancies) or any(VACANCY in dopants for dopants in named)
 
 
 class Supercells(Block):
@@ -335,6 +351,11 @@ class Config(Block):
     superposition: Superposition = Superposition()
     spectra: Spectra = Spectra()
     training: Training = Training()
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """What the sites of a run may hold: the elements, and vacancies if there may be any."""
+        return self.hosts.vocabulary + ((VACANCY,) if self.dopants.has_vacancies else ())
 
     @property
     def needs_library(self) -> bool:

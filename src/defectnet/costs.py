@@ -213,7 +213,8 @@ class Size:
         elements = {element for element, _ in orbits}
         if plan is None or host.sites is None:
             wanted = config.dopants.n_type + config.dopants.p_type
-            dopants = dict.fromkeys(elements, wanted / len(elements))
+            empty = config.dopants.may_be_empty(elements)
+            dopants = {element: wanted / len(elements) + (element in empty) for element in elements}
         else:
             dopants = Counter(candidate.replaces for candidate in plan.candidates)
         defects = tuple((needed, float(dopants[element])) for element, needed in orbits if dopants[element])
@@ -305,9 +306,10 @@ class Load:
 
 def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> list[Load]:
     """What a host takes in every stage that needs the potential."""
+    empty = config.dopants.may_be_empty(element for element, _ in size.orbits)
     doped = len(plan.plans) if plan else config.supercells.doped_per_host
     cells, settings = config.supercells, config.superposition
-    wanted = config.dopants.n_type + config.dopants.p_type
+    wanted = config.dopants.n_type + config.dopants.p_type + len(empty)
     direct = min(doped, config.phonons.direct_per_host) if config.needs_library else doped
     others = np.array([other_dopants(one, plan.n_sites) for one in plan.plans]) if plan else _drawn(cells, wanted)
     of_direct, of_probed = (others[:direct], others[direct:]) if plan else (others, others)

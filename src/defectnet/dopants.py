@@ -8,6 +8,7 @@
    (Darken & Gurry, Physical Chemistry of Metals (1953)). It needs no oxidation states, so it also serves silicon.
 
 The first two compare ions and are skipped for elements whose oxidation state is unknown, zero or fractional.
+Vacancies are never recommended, only asked for.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pymatgen.analysis.structure_prediction.substitution_probability import Subs
 from pymatgen.core import Composition, Element, Species, Structure
 
 from defectnet.config import Dopants
+from defectnet.elements import VACANCY
 from defectnet.errors import InputError
 
 Kind = Literal["n", "p", "isovalent"]
@@ -45,10 +47,11 @@ _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XI
 
 @dataclass(frozen=True)
 class Candidate:
-    """A dopant and the host element whose sites it takes.
+    """A dopant, or a vacancy, and the host element whose sites it takes.
 
     kind  : "n" brings electrons, "p" takes electrons, "isovalent" does neither, judged by the charges of the ions
-            (hautier, shannon) or the number of valence electrons (group, user).
+            (hautier, shannon) or the number of valence electrons (group, user); a vacancy does what the charge of
+            the missing ion asks for.
     score : larger is better, comparable within one recommender only. hautier: conditional probability;
             shannon: 1 - |Δr| / r; group: 1 / (1 + |Δ valence| + D² / (1 + D²)), D the Darken-Gurry distance; user: 1.
     """
@@ -75,17 +78,18 @@ def recommend(structure: Structure, host_id: str, settings: Dopants, vocabulary:
     Recommended dopants are foreign elements of ``vocabulary``, each at most once (on its best sublattice), so that a
     concentration per element is an unambiguous label. Where donors or acceptors run out, isovalent elements fill the
     list up to ``n_type + p_type``; a host may still get fewer when the vocabulary is small.
-    An entry for ``host_id`` in ``settings.overrides`` replaces all recommendations; only there may a dopant be an
-    element of another sublattice of the host (an antisite) or take several sublattices.
+    Vacancies on the elements of ``settings.vacancies`` come on top. An entry for ``host_id`` in
+    ``settings.overrides`` replaces all of that; only there may a dopant be an element of another sublattice of the
+    host (an antisite) or take several sublattices.
 
-    Order: n, p, isovalent; within a kind hautier, shannon, group; then falling score, then symbol. Overrides go by
-    replaced element, then as listed.
+    Order: n, p, isovalent; within a kind hautier, shannon, group; then falling score, then symbol; vacancies last, by
+    the missing element. Overrides go by replaced element, then as listed.
 
     Raises :class:`InputError` for an override that does not fit the host or the vocabulary.
     """
     symbols = [species.symbol for species in structure.species]
     if host_id in settings.overrides:
-        return _overridden(host_id, settings, symbols, vocabulary)
+        return _overridden(host_id, settings, structure, vocabulary)
 
     ions = list(zip(symbols, oxidation_states(structure), strict=True))
     foreign = frozenset(vocabulary) - set(symbols)
@@ -94,7 +98,13 @@ def recommend(structure: Structure, host_id: str, settings: Dopants, vocabulary:
         lambda: _shannon(structure, ions, foreign),
         lambda: _group(set(symbols), foreign),
     )
-    return _filled(recommenders, settings)
+    empty = settings.may_be_empty(symbols)
+    return [*_filled(recommenders, settings), *(_vacancy(symbol, dict(ions)) for symbol in empty)]
+
+
+def _vacancy(symbol: str, states: Mapping[str, int]) -> Candidate:
+    """A missing ``symbol``, by the oxidation ``states`` of the host: a cation that is missing takes electrons."""
+    return Candidate(VACANCY, symbol, _kind(-states[symbol]), "user", 1.0)
 
 
 def propose(formula: str, settings: Dopants, vocabulary: Collection[str]) -> list[Candidate]:
@@ -273,16 +283,19 @@ def _darken_gurry(dopant: str, host: str) -> float:
     return hypot((radius_a - radius_b) / (0.15 * radius_b), (a.X - b.X) / 0.4)
 
 
-def _overridden(
-    host_id: str, settings: Dopants, symbols: Collection[str], vocabulary: Collection[str]
-) -> list[Candidate]:
+def _overridden(host_id: str, settings: Dopants, structure: Structure, vocabulary: Collection[str]) -> list[Candidate]:
     """The user's own list for this host, by replaced element in alphabetical order."""
+    symbols = [species.symbol for species in structure.species]
     candidates = []
     for replaced, dopants in sorted(settings.overrides[host_id].items()):
         path = f"dopants.overrides.{host_id}.{replaced}"
         if replaced not in symbols:
             raise InputError(f"{path}: {replaced} is not in the host; it contains {', '.join(sorted(set(symbols)))}")
         for dopant in dict.fromkeys(dopants):
+            if dopant == VACANCY:
+                states = dict(zip(symbols, oxidation_states(structure), strict=True))
+                candidates.append(_vacancy(replaced, states))
+                continue
             if dopant == replaced:
                 raise InputError(f"{path}: {dopant} cannot replace itself; remove it from the list")
             if dopant not in vocabulary:

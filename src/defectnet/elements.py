@@ -1,29 +1,52 @@
-"""Chemical elements: the vocabulary, and arrays indexed by atomic number."""
+"""Chemical elements and vacancies: the vocabulary, and arrays indexed by what a site may hold.
+
+Arrays over elements have length :data:`MAX_Z` and index Z - 1. Where a vocabulary has :data:`VACANCY`, arrays over
+dopants have one place more, the last, for sites that are empty.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols
 
 MAX_Z = 56
-"""Largest atomic number of the published vocabulary (Ba). Per-element arrays have length MAX_Z and index Z - 1."""
+"""Largest atomic number of the published vocabulary (Ba)."""
 
 NOBLE_GASES = ("He", "Ne", "Ar", "Kr", "Xe")
 
 PUBLISHED_VOCABULARY = tuple(s for s in chemical_symbols[1 : MAX_Z + 1] if s not in NOBLE_GASES)
 """H-Ba without noble gases (arXiv:2506.00725)."""
 
+VACANCY = "Vac"
+"""Stands in the place of a dopant's symbol for a site without an atom."""
 
-def element_vector(amounts: Mapping[str, float]) -> np.ndarray:
-    """Array [MAX_Z] with ``amounts[symbol]`` at index Z - 1, zero elsewhere."""
-    vector = np.zeros(MAX_Z)
+SYMBOLS = (*chemical_symbols[1 : MAX_Z + 1], VACANCY)
+"""What each index stands for."""
+
+MASSES = np.append(atomic_masses[1 : MAX_Z + 1], 0.0)
+"""In u, by index."""
+
+
+def index_of(symbol: str) -> int:
+    """Index of an element or of :data:`VACANCY` in arrays over dopants."""
+    return MAX_Z if symbol == VACANCY else atomic_numbers[symbol] - 1
+
+
+def width_of(vocabulary: Collection[str]) -> int:
+    """Length of arrays over dopants."""
+    return MAX_Z + (VACANCY in vocabulary)
+
+
+def element_vector(amounts: Mapping[str, float], width: int = MAX_Z) -> np.ndarray:
+    """Array [width] with ``amounts[symbol]`` at :func:`index_of`, zero elsewhere."""
+    vector = np.zeros(width)
     for symbol, amount in amounts.items():
-        vector[atomic_numbers[symbol] - 1] = amount
+        vector[index_of(symbol)] = amount
     return vector
 
 
 def element_amounts(vector: np.ndarray) -> dict[str, float]:
-    """Inverse of :func:`element_vector`: the non-zero entries of an array [MAX_Z], by symbol."""
-    return {chemical_symbols[z + 1]: float(vector[z]) for z in np.flatnonzero(vector)}
+    """Inverse of :func:`element_vector`: the non-zero entries of an array, by symbol."""
+    return {SYMBOLS[index]: float(vector[index]) for index in np.flatnonzero(vector)}

@@ -2,7 +2,7 @@
 
 Conventions. Lattices are [3, 3] with one vector per row, in Å. An expansion matrix T of integers holds the supercell
 vectors in units of the primitive ones, row by row: ``supercell = T @ primitive``. phonopy writes vectors as columns,
-so its ``supercell_matrix`` is ``T.T``. Concentrations are dopant atoms / sites of the undoped supercell, as fractions.
+so its ``supercell_matrix`` is ``T.T``. Concentrations are changed sites / sites of the undoped supercell, as fractions.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pymatgen.core import Structure
 
 from defectnet.config import Supercells
 from defectnet.dopants import Candidate
+from defectnet.elements import VACANCY
 from defectnet.errors import InputError, PhysicsError, RecordError
 from defectnet.seeds import generator
 
@@ -60,7 +61,10 @@ class Supercell:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which atoms of a supercell are replaced: ``dopants[i]`` goes to atom ``sites[i]``; sites ascend."""
+    """Which atoms of a supercell are replaced: ``dopants[i]`` goes to atom ``sites[i]``; sites ascend.
+
+    A dopant :data:`~defectnet.elements.VACANCY` leaves its site empty.
+    """
 
     sites: tuple[int, ...]
     dopants: tuple[str, ...]
@@ -71,6 +75,11 @@ class Plan:
         What counts is the substitution: Ga on an As site of GaAs is a dopant, Ga on its own site is not.
         """
         return {dopant: count / n_sites for dopant, count in sorted(Counter(self.dopants).items())}
+
+    def occupied(self, n_sites: int) -> np.ndarray:
+        """[N] the sites that hold an atom, ascending."""
+        empty = [site for site, dopant in zip(self.sites, self.dopants, strict=True) if dopant == VACANCY]
+        return np.delete(np.arange(n_sites), empty)
 
 
 @dataclass(frozen=True)
@@ -526,7 +535,12 @@ def plan_host(
 
 
 def apply(plan: Plan, supercell: Atoms) -> Atoms:
-    """A copy of the undoped ``supercell`` with the planned atoms replaced, in the same order; masses follow."""
+    """A copy of the undoped ``supercell`` with the planned atoms replaced or left out; masses follow.
+
+    The atoms are those of ``plan.occupied``, in the order of their sites.
+    """
     doped = supercell.copy()
-    doped.symbols[list(plan.sites)] = list(plan.dopants)
-    return doped
+    for site, dopant in zip(plan.sites, plan.dopants, strict=True):
+        if dopant != VACANCY:
+            doped.symbols[site] = dopant
+    return doped[plan.occupied(len(doped))]

@@ -11,7 +11,8 @@ from ase.neighborlist import neighbor_list
 
 from defectnet.config import Config, Spectra
 from defectnet.dataset.schema import HostEntry, MissingEntry, SpectrumEntry, write_dataset
-from defectnet.elements import PUBLISHED_VOCABULARY
+from defectnet.elements import PUBLISHED_VOCABULARY, VACANCY
+from defectnet.phonons.blocks import cut_out
 from defectnet.phonons.modes import Modes, diagonalise
 
 # formula: structure, lattice constant in Å, nearest-neighbour spring in eV/Å², candidates by replaced element
@@ -26,6 +27,7 @@ CRYSTALS = {
     "NaCl": ("rocksalt", 5.64, 1.0, {"Na": ("K", "Li", "Ca"), "Cl": ("Br", "F", "S")}),
     "CaS": ("rocksalt", 5.69, 1.9, {"Ca": ("Mg", "Sr", "Y"), "S": ("Se", "O", "Cl")}),
     "AgBr": ("rocksalt", 5.77, 0.9, {"Ag": ("Cu", "Cd", "Na"), "Br": ("Cl", "I", "S")}),
+    "KBr": ("rocksalt", 6.60, 0.8, {"K": ("Na", "Rb"), "Br": ("Cl", "Vac")}),
 }
 
 
@@ -34,7 +36,8 @@ def supercell_modes(
 ) -> Modes:
     """Modes of a cubic supercell of ``8 repeats³`` atoms with springs to first and second neighbours.
 
-    A dopant has its own mass, and springs that are stiffer the smaller its atomic number is, if ``own_springs``.
+    A dopant has its own mass, and springs that are stiffer the smaller its atomic number is, if ``own_springs``; a
+    vacancy has none, and its neighbours have softer ones, if ``own_springs``.
     """
     structure, a, spring, _ = CRYSTALS[formula]
     atoms = bulk(formula, structure, a=a, cubic=True).repeat(repeats)
@@ -42,7 +45,8 @@ def supercell_modes(
     symbols = original.copy()
     for site, symbol in (substitutions or {}).items():
         symbols[site] = symbol
-    numbers = np.array([atomic_numbers[s] for s in symbols])
+    kept = np.flatnonzero(symbols != VACANCY)
+    numbers = np.array([atomic_numbers[o if s == VACANCY else s] for o, s in zip(original, symbols, strict=True)])
     softness = 0.25 if own_springs else 0.0
     stiffness = np.array([(atomic_numbers[o] / z) ** softness for o, z in zip(original, numbers, strict=True)])
     first = a * (np.sqrt(3) / 4 if structure != "rocksalt" else 0.5)
@@ -53,10 +57,14 @@ def supercell_modes(
     blocks = k[:, None, None] * (0.78 * n[:, :, None] * n[:, None, :] + 0.22 * np.eye(3))
     size = len(atoms)
     hessian = np.zeros((size, 3, size, 3))
+    if own_springs:
+        beside = np.isin(np.arange(size), j[(symbols[i] == VACANCY) & (length < 1.05 * first)])
+        blocks = blocks * np.where(beside[i] & beside[j], 0.5, 1.0)[:, None, None]
     for p, q, block in zip(i, j, blocks, strict=True):
         hessian[p, :, q, :] -= block
         hessian[p, :, p, :] += block
-    return diagonalise(hessian.reshape(3 * size, 3 * size), atomic_masses[numbers], list(symbols))
+    left = cut_out(hessian.reshape(3 * size, 3 * size), kept)
+    return diagonalise(left, atomic_masses[numbers[kept]], list(symbols[kept]))
 
 
 def host_entry(formula: str) -> HostEntry:

@@ -226,11 +226,11 @@ def test_repeated_it_is_the_same_crystal(model):
     small, wide = (
         Superposition(primitive, matrix, as_blocks(host)[:1], []) for matrix, host in zip(matrices, hosts, strict=True)
     )
-    larger, positions = wide.repeated_plan(small, plan), wide.repeated_positions(small, atoms[0].positions)
+    larger, positions = wide.repeated_plan(small, plan), wide.repeated_positions(small, plan, atoms[0].positions)
     assert len(larger.sites) == 4
     np.testing.assert_allclose(positions, atoms[1].positions)
     exact = exact_hessian(model, apply(larger, atoms[1]))
-    found = wide.repeated_hessian(small, exact_hessian(model, apply(plan, atoms[0])))
+    found = wide.repeated_hessian(small, plan, exact_hessian(model, apply(plan, atoms[0])))
     assert np.linalg.norm(found - exact) < 1e-9 * np.linalg.norm(exact - hosts[1])
 
 
@@ -244,12 +244,12 @@ def test_repeated_it_has_the_modes_of_the_smaller_supercell(small, model):
     host = reference_phonons(small.superposition.primitive, matrix, model, FINE, 256).hessian
     wide = small.superposition.into(matrix, host.compact)
     larger = wide.repeated_plan(small.superposition, plan)
-    positions = wide.repeated_positions(small.superposition, doped.positions)
+    positions = wide.repeated_positions(small.superposition, plan, doped.positions)
     atoms = apply(larger, wide.folding.atoms)
     assert atoms.get_chemical_formula() == (doped * (1, 2, 1)).get_chemical_formula()
     repeated = Atoms(atoms.symbols, positions, cell=atoms.cell, pbc=True)
     assert model.evaluate([repeated]).forces[0] == pytest.approx(0, abs=1e-3)
-    found = wide.repeated_hessian(small.superposition, hessian)
+    found = wide.repeated_hessian(small.superposition, plan, hessian)
     np.testing.assert_allclose(found, found.T, atol=1e-9)
     of_wide = diagonalise(found, atoms.get_masses(), list(atoms.symbols)).energies_meV
     assert np.abs(of_wide[:, None] - modes.energies_meV).min(axis=0).max() < 0.01

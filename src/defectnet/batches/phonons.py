@@ -120,7 +120,7 @@ def _phonons_of_doped(job: Job, relaxation: Entry, relaxed: Record, plan: Plan, 
     def repeated(hessian: np.ndarray) -> Modes:
         smaller = ground.library.superpose
         atoms = apply(ground.wide.repeated_plan(smaller, plan), ground.wide.folding.atoms)
-        total = ground.wide.repeated_hessian(smaller, hessian)
+        total = ground.wide.repeated_hessian(smaller, plan, hessian)
         return diagonalise(total, atoms.get_masses(), list(atoms.symbols))
 
     def compute(checkpoint: Path) -> Record:

@@ -21,6 +21,7 @@ from defectnet.batches.worker import (
 )
 from defectnet.config import Config
 from defectnet.digests import digest
+from defectnet.elements import VACANCY
 from defectnet.hosts.sheet import Host
 from defectnet.phonons.hessian import reference_phonons
 from defectnet.phonons.modes import Modes
@@ -112,13 +113,18 @@ def phonon_inputs(job: Job) -> dict[str, Any]:
 def phonon_record(
     job: Job, modes: Modes, relaxation_key: str, relaxed: Record, fidelity: str, quality: dict[str, float]
 ) -> Record:
-    """Header and arrays of a supercell's modes; the quality of its relaxation is repeated."""
+    """Header and arrays of a supercell's modes; the quality of its relaxation is repeated.
+
+    ``n_atoms`` are those of the undoped supercell, which vacancies make more than there are.
+    """
+    concentrations = relaxed.header.get("concentrations", {})
+    n_atoms = (len(modes.energies_meV) + 3) // 3
     header = {
         "status": "done",
         "relax_key": relaxation_key,
         "elements": list(modes.elements),
-        "n_atoms": (len(modes.energies_meV) + 3) // 3,
-        "concentrations": relaxed.header.get("concentrations", {}),
+        "n_atoms": round(n_atoms / (1 - concentrations.get(VACANCY, 0.0))),
+        "concentrations": concentrations,
         "fidelity": fidelity,
         "quality": relaxed.header["quality"] | quality,
         **job.provenance(),

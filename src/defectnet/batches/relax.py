@@ -75,8 +75,9 @@ def _doped(
         guess = start.guess(substitutions) if guess_key else ()
         relaxed = relax_doped(unrelaxed, job.potential.model, job.config.relaxation, *guess)
         record = relaxation_record(job, unrelaxed, relaxed)
-        record.header["concentrations"] = substitutions.concentrations(len(unrelaxed))
-        record.arrays["parent"] = supercell.parent
+        n_sites = len(supercell.atoms)
+        record.header["concentrations"] = substitutions.concentrations(n_sites)
+        record.arrays["parent"] = supercell.parent[substitutions.occupied(n_sites)]
         return record
 
     return job.item("relax", relaxation.host, item, key, compute, partial(enough_steps, job))[0]

@@ -51,10 +51,10 @@ def superpose_batch(
 
     Arrays of ``comparison``, one entry per direct spectrum: the fields of
     :class:`~defectnet.phonons.comparison.Comparison`, ``total_doping`` and ``number`` of the doped cell. Arrays of
-    ``superposed-K``, ``mass_only-K`` and ``responses``: ``energies_meV`` [S, M], ``weights`` [S, M, E],
-    ``concentrations`` [S, E], ``imaginary_modes`` and ``energy_lowest_meV`` [S], ``sites`` and ``dopants`` (atomic
-    numbers) [S, D], padded with -1 and 0. ``responses`` have also ``site_share`` [S], the share of the replaced
-    element's sites that are equivalent to the substituted one.
+    ``superposed-K``, ``mass_only-K`` and ``responses``: ``energies_meV`` [S, M], ``weights`` [S, M, E], padded with NaN
+    and 0 where vacancies leave fewer modes, ``concentrations`` [S, E], ``imaginary_modes`` and ``energy_lowest_meV``
+    [S], ``sites`` and ``dopants`` (atomic numbers, 0 of a vacancy) [S, D], padded with -1 and 0. ``responses`` have
+    also ``site_share`` [S], the share of the replaced element's sites that are equivalent to the substituted one.
     """
     job = Job.of(config, store)
     settings = config.superposition
@@ -136,7 +136,7 @@ def _comparison(
             relaxed = job.store.read("relax", plan.host_id, record.header["relax_key"])
             positions = record.arrays.get("positions", relaxed.arrays["positions"])
             doped = ground.wide.repeated_plan(library.superpose, plan.plans[number])
-            positions = ground.wide.repeated_positions(library.superpose, positions)
+            positions = ground.wide.repeated_positions(library.superpose, plan.plans[number], positions)
             row = compare(ground.wide, doped, modes_of(record), positions, spectra)
             rows.append({"number": number, "total_doping": len(plan.plans[number].sites) / plan.n_sites, **vars(row)})
         names = rows[0] if rows else ("superposed_l1", "total_doping")
@@ -171,7 +171,7 @@ def _inputs(ground: Ground, superposed: bool) -> dict[str, Any]:
 
 def _modes(plan: Plan, fidelity: str, wide: Superposition) -> Modes:
     """Modes of one arrangement, superposed or of changed masses only."""
-    hessian = wide(plan).hessian if fidelity == "superposed" else wide.hessian
+    hessian = wide(plan).hessian if fidelity == "superposed" else wide.unchanged(plan)
     doped = apply(plan, wide.folding.atoms)
     return diagonalise(hessian, doped.get_masses(), list(doped.symbols))
 
@@ -236,21 +236,25 @@ def _spectra(job: Job, plan: HostPlan, ground: Ground, fidelity: str, count: int
 
 
 def _many(modes: Sequence[Modes], plans: Sequence[Plan], n_atoms: int, fidelity: str) -> Record:
-    """One record of several spectra of a host; the columns of ``weights`` are all elements that occur in any."""
-    elements = sorted({element for one in modes for element in one.elements})
-    weights = np.zeros((len(modes), len(modes[0].energies_meV), len(elements)), np.float32)
+    """One record of several spectra of a host; the columns of ``weights`` are all elements and dopants of any."""
+    elements = sorted({element for one in modes for element in one.elements} | {d for p in plans for d in p.dopants})
+    longest = max(len(one.energies_meV) for one in modes)
+    energies = np.full((len(modes), longest), np.nan, np.float32)
+    weights = np.zeros((len(modes), longest, len(elements)), np.float32)
     concentrations = np.zeros((len(modes), len(elements)))
     most = max(len(plan.sites) for plan in plans)
     sites, dopants = np.full((len(plans), most), -1, np.int16), np.zeros((len(plans), most), np.uint8)
     for row, (one, plan) in enumerate(zip(modes, plans, strict=True)):
-        weights[row][:, [elements.index(element) for element in one.elements]] = one.weights
+        energies[row, : len(one.energies_meV)] = one.energies_meV
+        columns = [elements.index(element) for element in one.elements]
+        weights[row, : len(one.energies_meV)][:, columns] = one.weights
         for dopant, fraction in plan.concentrations(n_atoms).items():
             concentrations[row, elements.index(dopant)] = fraction
         sites[row, : len(plan.sites)] = plan.sites
-        dopants[row, : len(plan.sites)] = [atomic_numbers[dopant] for dopant in plan.dopants]
+        dopants[row, : len(plan.sites)] = [atomic_numbers.get(dopant, 0) for dopant in plan.dopants]
     quality = [stability(one) for one in modes]
     arrays = {
-        "energies_meV": np.array([one.energies_meV for one in modes], np.float32),
+        "energies_meV": energies,
         "weights": weights,
         "concentrations": concentrations,
         "sites": sites,

@@ -61,7 +61,7 @@ def aggregate(hosts: Sequence[Host], config: Config, layout: Layout) -> tuple[Co
         host_entries,
         spectra,
         config.spectra,
-        config.hosts.vocabulary,
+        config.vocabulary,
         missing,
         provenance,
         _comparisons(finished, store),
@@ -146,9 +146,11 @@ def _contents(record: Record) -> Iterator[tuple[str, dict[str, float], Modes, di
         return
     energies_meV, weights = arrays["energies_meV"], arrays["weights"]
     total = np.ones(weights.shape[1], weights.dtype) @ weights  # [S, E]; faster than any()
-    for row, energies in enumerate(energies_meV):
+    counts = np.isfinite(energies_meV).sum(axis=1)  # vacancies leave fewer modes
+    for row, count in enumerate(counts):
         present = np.flatnonzero(total[row])
-        modes = Modes(energies, weights[row][:, present], tuple(elements[column] for column in present))
+        energies = energies_meV[row, :count]
+        modes = Modes(energies, weights[row, :count][:, present], tuple(elements[column] for column in present))
         fractions = arrays["concentrations"][row]
         concentrations = {elements[column]: float(fractions[column]) for column in np.flatnonzero(fractions)}
         told = ("imaginary_modes", "energy_lowest_meV", "site_share")

@@ -24,10 +24,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
 
 from defectnet.config import Spectra
 from defectnet.dataset.schema import Dataset
+from defectnet.elements import index_of
 from defectnet.phonons.modes import Modes
 from defectnet.phonons.pdos import spectrum, strengths
 
@@ -52,7 +52,7 @@ PUBLISHED = Axis("host", bins=100, sigma_meV=0.0)
 
 @dataclass(frozen=True)
 class Samples:
-    """n doped spectra beside their hosts' pristine ones, as arrays.
+    """n doped spectra beside their hosts' pristine ones, as arrays; of 57 for 56 columns where there may be vacancies.
 
     row, host        : [n] rows in the dataset's tables
     pristine, doped  : [n, B] float32 intensities, mean 1 over the axis
@@ -128,7 +128,7 @@ class Responses:
 
     A doped spectrum is about ``pristine + Σ concentration × response``. K is the most candidates of any host.
 
-    elements, replaced : [H, K] index Z - 1 of the candidates, ascending, and of the host element that each replaces
+    elements, replaced : [H, K] index of the candidates, ascending, and of the host element that each replaces
                          (one of them, where there are several); -1 where a host has fewer
     composition        : [H, 56] float32 atomic fractions of the hosts
     pristine           : [H, B] float32 intensities of the hosts in the supercell of the responses
@@ -165,9 +165,9 @@ def load_responses(dataset: Dataset, axis: Axis) -> Responses:
     shape = len(dataset.hosts.id), most
     elements, replaced = np.full(shape, -1), np.full(shape, -1)
     for host, replaces in enumerate(dataset.hosts.replaces):
-        for place, (dopant, symbols) in enumerate(sorted(replaces.items(), key=lambda one: atomic_numbers[one[0]])):
-            elements[host, place] = atomic_numbers[dopant] - 1
-            replaced[host, place] = atomic_numbers[symbols.split(", ")[0]] - 1
+        for place, (dopant, symbols) in enumerate(sorted(replaces.items(), key=lambda one: index_of(one[0]))):
+            elements[host, place] = index_of(dopant)
+            replaced[host, place] = index_of(symbols.split(", ")[0])
     pristine = spectra[np.maximum(dataset.hosts.pristine, 0)]
     pristine[table.host[rows]] = spectra[table.reference[rows]]
     fidelity, share = np.array(table.fidelity), table.quality.get("site_share")

@@ -23,8 +23,9 @@ the grid and /host_axis on the published axis of 100 bins, each with intensities
 ``pristine`` float32, one row per pristine spectrum in their order, and ``change`` [S, B] float16, each spectrum less
 its reference.
 
-Arrays over elements have index Z - 1. Compositions are atomic fractions, concentrations are fractions of the sites
-of the undoped supercell, ``pdos`` is in 1/meV and integrates to 1 as far as the grid covers the modes.
+Arrays over elements have index Z - 1; where the vocabulary has "Vac", candidates and concentrations have a 57th column
+for vacancies. Compositions are atomic fractions, concentrations are fractions of the sites of the undoped supercell,
+``n_atoms`` are its atoms, ``pdos`` is in 1/meV and integrates to 1 as far as the grid covers the modes.
 The modes are kept so that broadening, binning, weighting and axes can change without computing phonons again. Half
 precision rounds a weight by 0.05 % at most; readers divide each mode's weights by their sum.
 """
@@ -48,7 +49,7 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from defectnet import __version__
 from defectnet.config import Spectra
-from defectnet.elements import MAX_Z, element_vector
+from defectnet.elements import MAX_Z, element_vector, width_of
 from defectnet.errors import InputError, RecordError
 from defectnet.phonons.modes import Modes
 from defectnet.phonons.pdos import Broadening, energy_edges
@@ -104,6 +105,7 @@ class SpectrumEntry:
     """One supercell's modes and what is known about them.
 
     concentrations : dopant symbol -> fraction of the sites of the undoped supercell; empty for a pristine cell.
+    n_atoms        : of the undoped supercell.
     role           : one of :data:`ROLES`. A host may have pristine spectra of several supercells; the first is its own.
     quality        : any named numbers, such as ``residual_force_eV_per_A`` or ``n_imaginary``.
     """
@@ -233,8 +235,9 @@ def _write_hosts(
     _write_text(group, "formula", [host.formula for host in hosts])
     _write_text(group, "replaces", [json.dumps(dict(host.candidates), sort_keys=True) for host in hosts])
     group["composition"] = np.array([element_vector(host.composition) for host in hosts]).reshape(-1, MAX_Z)
-    candidates = [element_vector(dict.fromkeys(host.candidates, 1.0)) for host in hosts]
-    group["candidates"] = np.array(candidates, dtype=bool).reshape(-1, MAX_Z)
+    width = width_of(vocabulary)
+    candidates = [element_vector(dict.fromkeys(host.candidates, 1.0), width) for host in hosts]
+    group["candidates"] = np.array(candidates, dtype=bool).reshape(-1, width)
     group["pristine"] = np.array([pristine.get(host.id, -1) for host in hosts], dtype=np.int64)
 
 
@@ -308,7 +311,8 @@ def _write_spectra(
     group["host"] = np.array([row_of_host[entry.host_id] for entry in rows], dtype=np.int64)
     group["reference"] = np.array([pristine[entry.host_id, entry.n_atoms] for entry in rows], dtype=np.int64)
     group["n_atoms"] = np.array([entry.n_atoms for entry in rows], dtype=np.int64)
-    concentrations = np.array([element_vector(entry.concentrations) for entry in rows]).reshape(-1, MAX_Z)
+    width = width_of(vocabulary)
+    concentrations = np.array([element_vector(entry.concentrations, width) for entry in rows]).reshape(-1, width)
     density = np.concatenate([np.empty((0, len(edges) - 1), np.float32), *densities])
     for name, array in (("concentrations", concentrations), ("pdos", density)):
         group.create_dataset(name, data=array, **(COMPRESSED if rows else {}))

@@ -12,7 +12,7 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 from ase.geometry import find_mic
 
-from defectnet.batches import PRISTINE
+from defectnet.batches import PRISTINE, structure_of
 from defectnet.batches.library import Library, read_library
 from defectnet.config import load_config
 from defectnet.errors import InputError
@@ -20,7 +20,7 @@ from defectnet.layout import Layout
 from defectnet.models.definet import NOTHING
 from defectnet.progress import track
 from defectnet.records import Entry, Record, RecordStore, read_manifest
-from defectnet.supercells import HostPlan, read_plans
+from defectnet.supercells import HostPlan, Plan, Supercell, expand, read_plans
 
 log = logging.getLogger(__name__)
 
@@ -115,12 +115,14 @@ def _pairs_of_batch(run: str, layout: Layout, batch: str, superpose: bool) -> It
     hosts = {entry.host: entry for entry in entries["relax"] if entry.item == PRISTINE and entry.status == "done"}
     for host, entry in hosts.items():
         pristine = store.read("relax", host, entry.key)
+        sites = expand(structure_of(pristine), plans[host].matrix)
         own = {stage: [e for e in found if e.host == host and e.status == "done"] for stage, found in entries.items()}
         for defect in own["library"]:
             record = store.read("library", host, defect.key)
             if record.header["quality"]["converged"]:
-                name = f"{run}/{host}/{defect.item}"
-                yield _pair(name, record, pristine, record.arrays["atoms"][:, 0])
+                header, name = record.header, f"{run}/{host}/{defect.item}"
+                site = int(np.flatnonzero(sites.parent == header["site"])[0])
+                yield _pair(name, record, sites, Plan((site,), (header["dopant"],)))
         library = _library(store, pristine, plans[host], own) if superpose else None
         for doped in own["relax"]:
             if doped.item == PRISTINE:
@@ -132,7 +134,7 @@ def _pairs_of_batch(run: str, layout: Layout, batch: str, superpose: bool) -> It
             known = library is not None and bool(library.digest(plan))
             superposed = library.superpose(plan).displacements if known else None
             name = f"{run}/{host}/{doped.item}"
-            yield _pair(name, record, pristine, record.arrays["parent"], superposed)
+            yield _pair(name, record, sites, plan, superposed)
 
 
 def _library(store: RecordStore, pristine: Record, plan: HostPlan, own: dict[str, list[Entry]]) -> Library | None:
@@ -143,23 +145,27 @@ def _library(store: RecordStore, pristine: Record, plan: HostPlan, own: dict[str
     return read_library(store, pristine, store.read("phonons", plan.host_id, phonons[0].key), plan, own["library"])
 
 
-def _pair(
-    name: str, record: Record, pristine: Record, parent: np.ndarray, superposed: np.ndarray | None = None
-) -> Pair:
-    arrays, primitive = record.arrays, pristine.arrays["numbers"]
+def _pair(name: str, record: Record, sites: Supercell, plan: Plan, superposed: np.ndarray | None = None) -> Pair:
+    """A relaxation of the atoms that ``plan`` leaves on the ``sites`` of the host."""
+    arrays, host = record.arrays, sites.atoms
     if np.abs(arrays["cell"] - arrays["start_cell"]).max() > SAME_CELL_A:
         raise InputError(f"{name}: relaxed with its lattice; only runs with relaxation.doped_cell: false can be used")
-    atoms = np.ones(len(parent), bool)
-    moved = net_displacements(arrays["start_positions"], arrays["positions"], arrays["cell"], atoms)
+    kept = plan.occupied(len(host))
+    numbers = np.full(len(host), NOTHING)
+    numbers[kept] = arrays["numbers"]
+    start, end = host.positions.copy(), host.positions.copy()
+    start[kept], end[kept] = arrays["start_positions"], arrays["positions"]
+    guess = None
     if superposed is not None:
-        superposed = superposed - superposed.mean(axis=0)
+        guess = np.zeros_like(start)
+        guess[kept] = superposed - superposed.mean(axis=0)
     return Pair(
         id=name,
-        host=reduced_formula(primitive),
-        numbers=arrays["numbers"].astype(int),
-        host_numbers=primitive[parent].astype(int),
-        positions=arrays["start_positions"],
+        host=reduced_formula(host.numbers),
+        numbers=numbers,
+        host_numbers=host.numbers.astype(int),
+        positions=start,
         cell=arrays["cell"],
-        displacements=moved,
-        superposed=superposed,
+        displacements=net_displacements(start, end, arrays["cell"], numbers != NOTHING),
+        superposed=guess,
     )

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
 from pymatgen.core import Composition
 from scipy.stats import norm
 
 from defectnet.config import Dopants
 from defectnet.dataset.samples import Responses, Samples
 from defectnet.dopants import propose
-from defectnet.elements import element_vector
+from defectnet.elements import SYMBOLS, element_vector, index_of, width_of
 from defectnet.errors import InputError
 from defectnet.experiments.known import KnownHost
 from defectnet.experiments.measured import on_common_range
@@ -134,26 +133,26 @@ def predict(
     noise = _noise(seen, measured)
     rng = np.random.default_rng(0)
     draws = [np.vstack([mean, mean + error * rng.normal(size=(DRAWS, len(mean)))]) for mean, error in noise.drawn]
-    samples = _samples(composition, asked, *draws)
+    samples = _samples(composition, asked, width_of(trained.vocabulary), *draws)
     responses = _responses(samples, known)
     hosts = Hosts(responses)
     told = trained.predict(samples, responses, LEVELS[0])
     difference, response = compared(trained.models, samples[:1], hosts, LEVELS[0])
     levels = hosts.level[0, :, 0].tolist()
 
-    places = [int(np.flatnonzero(responses.elements[0] == _index(symbol))[0]) for symbol in asked]
+    places = [int(np.flatnonzero(responses.elements[0] == index_of(symbol))[0]) for symbol in asked]
     limits = detection_limits(response[0, places][:, measured] / noise.level[measured], 1.0)
     spread = norm.ppf(0.5 + COVERAGE / 2) * told.concentration[1:].std(axis=0)
     dopants = []
     for symbol, place, limit in zip(asked, places, limits, strict=True):
-        column, level = _index(symbol), LEVELS[levels[place]]
+        column, level = index_of(symbol), LEVELS[levels[place]]
         amount = float(told.concentration[0, column])
         width = trained.intervals[level] * (float(told.error[0, column]) + ERROR_FLOOR)
         width = float(np.hypot(width, spread[column]))
         dopants.append(
             Dopant(
                 element=symbol,
-                replaces=chemical_symbols[responses.replaced[0, place] + 1],
+                replaces=SYMBOLS[responses.replaced[0, place]],
                 concentration=amount,
                 low=max(amount - width, 0.0),
                 high=amount + width,
@@ -219,7 +218,7 @@ def _asked(
     if candidates is not None:
         asked = list(dict.fromkeys(candidates))
     elif known is not None:
-        asked = [chemical_symbols[index + 1] for index in known.responses.elements[0] if index >= 0]
+        asked = [SYMBOLS[index] for index in known.responses.elements[0] if index >= 0]
     else:
         asked = [one.dopant for one in propose(formula, PROPOSED, trained.vocabulary)]
     if unknown := sorted({*composition, *asked} - set(trained.vocabulary)):
@@ -229,11 +228,6 @@ def _asked(
     if not asked:
         raise InputError("--candidates: names no dopant; list some, separated by commas")
     return composition, asked
-
-
-def _index(symbol: str) -> int:
-    """Z - 1."""
-    return atomic_numbers[symbol] - 1
 
 
 def _on_axis(spectrum: MeasuredSpectrum, edges_meV: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
@@ -268,10 +262,12 @@ def _noise(seen: list[tuple[np.ndarray, np.ndarray | None]], measured: np.ndarra
     return _Noise([(mean, error) for (mean, _), error in zip(seen, errors, strict=True)], level, notes)
 
 
-def _samples(composition: dict[str, float], asked: Sequence[str], pristine: np.ndarray, doped: np.ndarray) -> Samples:
-    """Pairs of spectra [n, B] of one host, all asked about the same dopants."""
+def _samples(
+    composition: dict[str, float], asked: Sequence[str], width: int, pristine: np.ndarray, doped: np.ndarray
+) -> Samples:
+    """Pairs of spectra [n, B] of one host, all asked about the same dopants, in arrays over dopants of that width."""
     n = len(doped)
-    mask = np.tile(element_vector(dict.fromkeys(asked, 1.0)).astype(bool), (n, 1))
+    mask = np.tile(element_vector(dict.fromkeys(asked, 1.0), width).astype(bool), (n, 1))
     return Samples(
         row=np.arange(n),
         host=np.zeros(n, dtype=int),

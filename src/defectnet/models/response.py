@@ -41,6 +41,9 @@ NOISE_FLOOR = 0.03
 SIZE_FLOOR = 1.0
 """Added to squared responses, which are of order 100, so that a weak one cannot explain everything by a lot of it."""
 
+VACANCY_MASS = 0.5
+"""Of nothing, in u, for the networks: less than that of any element, and with a logarithm."""
+
 WINDOWS = 24
 """Energy windows in which the agreement of a response with the spectrum is told to the judge."""
 
@@ -91,7 +94,7 @@ class Answer:
 
 
 def _element_table() -> np.ndarray:
-    """[56, 6] mass, covalent radius, electronegativity, period, group and valence electrons of each element."""
+    """[57, 6] mass, covalent radius, electronegativity, period, group and valence electrons; vacancies are last."""
     rows = []
     for z in range(1, MAX_Z + 1):
         element = Element.from_Z(z)
@@ -99,6 +102,7 @@ def _element_table() -> np.ndarray:
         electronegativity = 2.0 if element.is_noble_gas else element.X
         valence = element.group if element.group < 12 else element.group - 10
         rows.append([atomic_masses[z], covalent_radii[z], electronegativity, element.row, element.group, valence])
+    rows.append([VACANCY_MASS, 0.0, 0.0, 0.0, 0.0, 0.0])
     return np.array(rows)
 
 
@@ -109,11 +113,11 @@ PROPERTIES = 14
 def candidate_properties(dopant: np.ndarray, replaced: np.ndarray, composition: np.ndarray) -> np.ndarray:
     """What distinguishes one candidate from another, [m, K, 14] float32, each of order one.
 
-    ``dopant`` and ``replaced`` [m, K] are indices Z - 1 (-1: no candidate), ``composition`` [m, 56] atomic fractions.
+    ``dopant`` and ``replaced`` [m, K] are indices (-1: no candidate), ``composition`` [m, 56] atomic fractions.
     """
     new, old = ELEMENTS[dopant], ELEMENTS[replaced]
     share = np.take_along_axis(composition, np.maximum(replaced, 0), axis=1)
-    mean_mass = np.broadcast_to((composition @ ELEMENTS[:, :1]), share.shape)
+    mean_mass = np.broadcast_to((composition @ ELEMENTS[:MAX_Z, :1]), share.shape)
     ratio, radius, negativity = np.log(new[..., 0] / old[..., 0]), new[..., 1] - old[..., 1], new[..., 2] - old[..., 2]
     columns = [
         ratio, np.expm1(np.clip(-ratio, None, 2)), radius / 0.3, negativity, radius * negativity / 0.3,

@@ -116,3 +116,29 @@ def impose_sum_rule(matrix: np.ndarray) -> None:
     excess = matrix.reshape(n, 3, n, 3).sum(axis=2)  # [N, 3, 3]
     atoms = np.arange(n)
     matrix.reshape(n, 3, n, 3)[atoms, :, atoms, :] -= 0.5 * (excess + excess.transpose(0, 2, 1))
+
+
+def cut_out(matrix: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Hessian [3K, 3K] of the atoms ``kept`` [K] (ascending) of a larger one, all bonds to the others cut.
+
+    The sum rule holds for what is left, as an atom has no self-interaction but by its bonds. Without any others the
+    Hessian is returned as it is.
+    """
+    if 3 * len(kept) == len(matrix):
+        return matrix
+    rows = _rows(kept)
+    left = matrix[np.ix_(rows, rows)]
+    impose_sum_rule(left)
+    return left
+
+
+def put_back(matrix: np.ndarray, kept: np.ndarray, n_sites: int) -> np.ndarray:
+    """Hessian [3K, 3K] of the atoms on the sites ``kept`` [K] among all sites, with zeros for those that are empty."""
+    whole = np.zeros((3 * n_sites, 3 * n_sites))
+    rows = _rows(kept)
+    whole[np.ix_(rows, rows)] = matrix
+    return whole
+
+
+def _rows(atoms: np.ndarray) -> np.ndarray:
+    return (3 * atoms[:, None] + np.arange(3)).ravel()

@@ -39,17 +39,17 @@ class Comparison:
 def compare(
     superpose: Superposition, plan: Plan, direct: Modes, positions: np.ndarray, settings: Spectra
 ) -> Comparison:
-    """Superposition against the ``direct`` modes of the same supercell, relaxed to ``positions`` [N, 3] in Å."""
+    """Superposition against the ``direct`` modes of the same N atoms, relaxed to ``positions`` [N, 3] in Å."""
     edges = energy_edges(settings)
     superposed = superpose(plan)
     atoms, folding = superposed.atoms, superpose.folding
     masses, symbols = atoms.get_masses(), list(atoms.symbols)
-    candidates = [diagonalise(hessian, masses, symbols) for hessian in (superposed.hessian, superpose.hessian)]
+    candidates = [diagonalise(hessian, masses, symbols) for hessian in (superposed.hessian, superpose.unchanged(plan))]
     host = diagonalise(superpose.hessian, folding.atoms.get_masses(), list(folding.atoms.symbols))
     exact, pristine = pdos(direct, edges, settings.sigma_meV), pdos(host, edges, settings.sigma_meV)
     l1 = [l1_share(pdos(modes, edges, settings.sigma_meV), exact, pristine) for modes in candidates]
     w1 = [float(wasserstein_distance(modes.energies_meV, direct.energies_meV)) for modes in candidates]
-    moved = positions - folding.atoms.positions
+    moved = positions - folding.atoms.positions[plan.occupied(len(folding))]
     moved -= moved.mean(axis=0)
     left = float(np.abs(moved - superposed.displacements).mean())
     return Comparison(*l1, *w1, left, float(np.abs(moved).mean()))

@@ -1,7 +1,7 @@
 """Single-defect library: what one substitution does to the crystal around it.
 
 For each host and each (inequivalent site, dopant): the relaxed displacements and the change of the Hessian, computed
-with as few displacements as the site symmetry of the defect allows, cut off at a tolerance.
+with as few displacements as the site symmetry of the defect allows, cut off at a tolerance. A vacancy is one of them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from ase import Atoms
 
 from defectnet.config import Phonons, Relaxation
 from defectnet.dopants import Candidate
-from defectnet.phonons.blocks import fold, unfold
+from defectnet.phonons.blocks import cut_out, fold, put_back, unfold
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.phonons.hessian import ONE_CELL, reference_phonons
 from defectnet.phonons.superposition import Defect
 from defectnet.potentials.base import ForceModel
 from defectnet.relaxation import Relaxed, relax_defect
+from defectnet.supercells import Plan, apply
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,18 @@ def single_defect(
     Raises :class:`PhysicsError` as relaxation and Hessian do.
     """
     origin = int(np.flatnonzero(folding.parent == site)[0])
-    start = folding.atoms.copy()
-    start.symbols[origin] = dopant
-    relaxed = relax_defect(start, model, relaxation, host_hessian)
+    plan, n_sites = Plan((origin,), (dopant,)), len(folding)
+    start, kept = apply(plan, folding.atoms), plan.occupied(n_sites)
+    relaxed = relax_defect(start, model, relaxation, cut_out(host_hessian, kept))
     result = reference_phonons(relaxed.atoms, ONE_CELL, model, phonons, atoms_per_pass, checkpoint)
-    change = result.hessian.matrix - host_hessian
+    change = put_back(result.hessian.matrix, kept, n_sites) - host_hessian
     blocks = unfold(folding, origin, change, tolerance_eV_per_A2)
     recovered = np.zeros_like(change)
     fold(blocks, folding, recovered)
     dropped = float(np.linalg.norm(recovered - change) / np.linalg.norm(change))
-    displacements = relaxed.atoms.positions - start.positions
+    moved = relaxed.atoms.positions - start.positions
+    displacements = np.zeros((n_sites, 3))
+    displacements[kept] = moved - moved.mean(axis=0)
     addresses = np.column_stack([folding.parent, folding.lattice - folding.lattice[origin]])
-    defect = Defect(site, dopant, addresses, displacements - displacements.mean(axis=0), blocks)
+    defect = Defect(site, dopant, addresses, displacements, blocks)
     return SingleDefect(defect, start, relaxed, relaxed.quality | result.quality | {"blocks_dropped": dropped})

@@ -76,8 +76,9 @@ def probe(
     weight = 1 / np.outer(root_mass, root_mass)
     variance = np.kron(_variance(atoms), np.ones((3, 3))) * weight**2
     start = superpose(plan).hessian * weight
-    host_root = np.repeat(np.sqrt(superpose.folding.atoms.get_masses()), 3)
-    pristine = superpose.hessian / np.outer(host_root, host_root)
+    host_mass = superpose.folding.atoms.get_masses()[plan.occupied(len(superpose.folding))]
+    host_root = np.repeat(np.sqrt(host_mass), 3)
+    pristine = superpose.unchanged(plan) / np.outer(host_root, host_root)
     translations = (np.eye(3)[None] * np.sqrt(atoms.get_masses())[:, None, None]).reshape(3 * n, 3)
 
     vectors, images = np.empty((3 * n, 0)), np.empty((3 * n, 0))

@@ -3,6 +3,9 @@
 H ≈ H_host + Σ_d g_d ΔH_d and u ≈ Σ_d g_d u_d, where g_d is the symmetry operation of the host that carries the
 representative site of the library to the actual one. Exact for defects far apart; what it misses is how near
 defects change each other. Masses are exact anyway, they enter later.
+
+A vacancy is a defect like others on the sites of the host; the rows and columns of missing atoms, to which it adds
+what takes their bonds away, leave the sum at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import numpy as np
 from ase import Atoms
 
 from defectnet.errors import PhysicsError
-from defectnet.phonons.blocks import Blocks, fold, impose_sum_rule, unfold_all
+from defectnet.phonons.blocks import Blocks, cut_out, fold, impose_sum_rule, put_back, unfold_all
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.supercells import Plan, apply
 
@@ -24,11 +27,11 @@ from defectnet.supercells import Plan, apply
 class Defect:
     """One substitution in an otherwise perfect host, in terms of addresses relative to the substituted atom.
 
-    site          : the primitive atom that is replaced
-    dopant        : symbol of what replaces it
+    site          : the primitive atom that is replaced or missing
+    dopant        : symbol of what replaces it, or :data:`~defectnet.elements.VACANCY`
     atoms         : [K, 4] addresses of displaced atoms
-    displacements : [K, 3] in Å, without rigid translation
-    blocks        : ΔH = H(defect) - H(host)
+    displacements : [K, 3] in Å, without rigid translation; 0 of a missing atom
+    blocks        : ΔH = H(defect) - H(host); H(defect) is 0 for a missing atom
     """
 
     site: int
@@ -42,7 +45,7 @@ class Defect:
 class Superposed:
     """A doped supercell predicted from single defects.
 
-    atoms         : N atoms at their predicted relaxed positions
+    atoms         : N atoms at their predicted relaxed positions, no more than there are sites
     displacements : [N, 3] in Å from the sites of the host
     hessian       : [3N, 3N] in eV/Å²
     """
@@ -82,29 +85,39 @@ class Superposition:
         sites = [atom for atom, original in enumerate(within) if original in dopants]
         return Plan(tuple(sites), tuple(dopants[within[atom]] for atom in sites))
 
-    def repeated_positions(self, smaller: Superposition, positions: np.ndarray) -> np.ndarray:
-        """Positions [N, 3] in Å of a smaller supercell of the same host, repeated over this supercell."""
-        moved = positions - smaller.folding.atoms.positions
-        return self.folding.atoms.positions + moved[self._within(smaller)]
+    def repeated_positions(self, smaller: Superposition, plan: Plan, positions: np.ndarray) -> np.ndarray:
+        """Positions [N, 3] in Å of a smaller supercell of the same host, doped by ``plan``, repeated over this one."""
+        kept = plan.occupied(len(smaller.folding))
+        place = np.zeros(len(smaller.folding), int)
+        place[kept] = np.arange(len(kept))
+        moved = positions - smaller.folding.atoms.positions[kept]
+        here = self.repeated_plan(smaller, plan).occupied(len(self.folding))
+        return self.folding.atoms.positions[here] + moved[place[self._within(smaller)[here]]]
 
-    def repeated_hessian(self, smaller: Superposition, hessian: np.ndarray) -> np.ndarray:
-        """Hessian [3N, 3N] of a doped smaller supercell of the same host, repeated over this supercell.
+    def repeated_hessian(self, smaller: Superposition, plan: Plan, hessian: np.ndarray) -> np.ndarray:
+        """Hessian [3N, 3N] of a smaller supercell of the same host, doped by ``plan``, repeated over this supercell.
 
         What doping changed, ``hessian`` less the host's, acts between nearest images and is repeated; what reaches
         farther is the host's here. Its modes are those of the smaller supercell at all wave vectors that fit this one:
         exact at Γ, and interpolated as phonopy does it elsewhere.
         """
-        change = unfold_all(smaller.folding, hessian - smaller.hessian)
+        n_sites = len(smaller.folding)
+        change = unfold_all(smaller.folding, put_back(hessian, plan.occupied(n_sites), n_sites) - smaller.hessian)
         total = self.hessian.copy()
         for origin in self.folding.lattice[self._within(smaller) == 0] - smaller.folding.lattice[0]:
             shift = np.append(0, origin)
             fold(Blocks(change.first + shift, change.second + shift, change.values), self.folding, total)
+        total = cut_out(total, self.repeated_plan(smaller, plan).occupied(len(self.folding)))
         impose_sum_rule(total)
         return total
 
     def _within(self, smaller: Superposition) -> np.ndarray:
         """[N] the atom of a smaller supercell that each atom of this one is a repetition of."""
         return smaller.folding.index(self.folding.parent, self.folding.lattice)
+
+    def unchanged(self, plan: Plan) -> np.ndarray:
+        """The host's Hessian [3N, 3N] in eV/Å² for the N atoms that ``plan`` leaves, bonds to missing ones cut."""
+        return cut_out(self.hessian, plan.occupied(len(self.folding)))
 
     def needs(self, plan: Plan) -> set[tuple[int, str]]:
         """The (site, dopant) of every single defect that an arrangement is made of."""
@@ -146,6 +159,8 @@ class Superposition:
             blocks = defect.blocks
             turned = rotation @ blocks.values @ rotation.T
             fold(Blocks(carried(blocks.first), carried(blocks.second), turned), self.folding, hessian)
+        kept = plan.occupied(len(self.folding))
+        hessian, displacements = cut_out(hessian, kept), displacements[kept]
         # Blocks that meet at a corner of the supercell they are from may part in a larger one.
         impose_sum_rule(hessian)
         displacements -= displacements.mean(axis=0)

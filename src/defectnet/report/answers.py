@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ase.data import atomic_masses, atomic_numbers
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from defectnet.dataset.samples import Axis, Responses, intensities_of, load_responses
 from defectnet.dataset.schema import Dataset
+from defectnet.elements import MASSES, index_of
 from defectnet.phonons.pdos import bin_centers
 from defectnet.report.style import (
     BLACK,
@@ -299,7 +299,7 @@ def _mean_in_bins(x: pd.Series, y: pd.Series, equal: bool, bins: int = 10) -> tu
 
 
 def detection_figure(data: Dataset, stem: Path) -> list[Path]:
-    """Detection limits of all candidates: against mass ratio at one noise, and how many are found at several."""
+    """Detection limits: against mass ratio at one noise, but of vacancies; and how many are found at several noises."""
     responses = load_responses(data, Axis("absolute"))
     with style():
         figure = new_figure(DOUBLE_COLUMN * 0.75, 2.4)
@@ -311,11 +311,13 @@ def detection_figure(data: Dataset, stem: Path) -> list[Path]:
             return save(figure, stem)
         ratio, alone, among = (np.concatenate(values) for values in zip(*found, strict=True))
         for limits, colour, label in ((among, BLUE, "among all candidates"), (alone, ORANGE, "alone")):
-            shown = np.isfinite(limits)
+            shown = np.isfinite(limits) & (ratio > 0)
             by_mass.scatter(ratio[shown], 100 * NOISE * limits[shown], s=5, lw=0, alpha=0.6, color=colour, label=label)
         by_mass.set(xscale="log", yscale="log", xlabel="Mass over that of the replaced element")
         by_mass.set_ylabel(f"Detection limit (at.%), noise {100 * NOISE:g} %")
-        ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8) if ratio.min() / 1.5 < tick < 1.5 * ratio.max()]
+        ratio = ratio[ratio > 0]
+        lightest, heaviest = ratio.min(initial=np.inf), ratio.max(initial=0)
+        ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8) if lightest / 1.5 < tick < 1.5 * heaviest]
         by_mass.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         by_mass.minorticks_off()
         by_mass.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.1)
@@ -333,12 +335,11 @@ def detection_figure(data: Dataset, stem: Path) -> list[Path]:
 
 def _limits(responses: Responses) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Of each host: mass ratios of its candidates, and their detection limits at noise 1, alone and among all."""
-    masses = atomic_masses[1:]
     for host, elements in enumerate(responses.elements):
         known = np.flatnonzero(responses.knows_library[host] & (elements >= 0))
         if len(known):
             curves = responses.library[host, known].astype(float)
-            ratio = masses[elements[known]] / masses[responses.replaced[host, known]]
+            ratio = MASSES[elements[known]] / MASSES[responses.replaced[host, known]]
             yield ratio, detection_limits(curves, 1.0, known=True), detection_limits(curves, 1.0)
 
 
@@ -363,7 +364,7 @@ def attribution_figure(data: Dataset, predictions: pd.DataFrame, stem: Path) -> 
             left = change.copy()
             axes.plot(centers, change, color=BLACK, lw=1, label="doped − pristine")
             for colour, (_, answer) in zip((BLUE, ORANGE, GREEN, VERMILION), part.iterrows(), strict=False):
-                place = np.flatnonzero(responses.elements[host] == atomic_numbers[answer["element"]] - 1)[0]
+                place = np.flatnonzero(responses.elements[host] == index_of(answer["element"]))[0]
                 curve = answer[model] * responses.library[host, place]
                 left -= curve
                 text = f"{answer['element']} {100 * answer[model]:.1f} ({100 * answer['true']:.1f}) at.%"

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ase.data import atomic_masses
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
 from defectnet.dataset.schema import FIDELITIES, Dataset
-from defectnet.elements import MAX_Z
+from defectnet.elements import MASSES
 from defectnet.phonons.pdos import bin_centers
 from defectnet.report.answers import (
     attribution_figure,
@@ -119,7 +118,7 @@ def umap_figure(data: Dataset, stem: Path) -> list[Path]:
     rows = data.doped
     places = _embed(data.spectra.pdos[rows])
     share = data.spectra.concentrations[rows]
-    mass = share @ atomic_masses[1 : MAX_Z + 1] / share.sum(axis=1)
+    mass = share @ MASSES[: share.shape[1]] / share.sum(axis=1)
     hosts = np.unique(data.spectra.host[rows])
     distinct = len(hosts) <= len(MARKERS)
     size = float(np.clip(900 / len(rows), 3, 22))

@@ -12,12 +12,11 @@ from typing import Protocol
 
 import numpy as np
 import pandas as pd
-from ase.data import chemical_symbols
 
 from defectnet.dataset.samples import Axis, Responses, Samples, load_responses, load_samples
 from defectnet.dataset.schema import Dataset
 from defectnet.dataset.splits import without_unseen
-from defectnet.elements import MAX_Z
+from defectnet.elements import SYMBOLS
 from defectnet.errors import RecordError
 from defectnet.files import write_atomically
 from defectnet.models.baselines import BASELINE_AXIS, BASELINES, Estimate
@@ -133,7 +132,7 @@ def _table(data: Dataset, test: Samples, training: Samples, answers: dict[str, E
     """One line per spectrum and candidate."""
     spectrum, element = np.nonzero(test.candidates)
     row, host = test.row[spectrum], test.host[spectrum]
-    symbols = chemical_symbols[1 : MAX_Z + 1]
+    symbols = SYMBOLS[: test.candidates.shape[1]]
     replaces = [replaced.get(symbol, "") for replaced in data.hosts.replaces for symbol in symbols]
     moved = data.spectra.quality.get("displacement_max_A", np.full(len(data.spectra.id), np.nan))
     columns = {
@@ -143,7 +142,7 @@ def _table(data: Dataset, test: Samples, training: Samples, answers: dict[str, E
         "fidelity": _text(data.spectra.fidelity, row),
         "displacement_max_A": moved[row],
         "element": _text(symbols, element),
-        "replaces": _text(replaces, host * MAX_Z + element),
+        "replaces": _text(replaces, host * len(symbols) + element),
         "seen": (training.targets > 0).any(axis=0)[element],
         "true": test.targets[spectrum, element],
     }

@@ -27,6 +27,7 @@ from defectnet.config import Spectra, Training
 from defectnet.dataset.samples import Axis, Responses, Samples, load_responses, load_samples
 from defectnet.dataset.schema import Dataset
 from defectnet.dataset.splits import Split, host_groups, split, thinned, without_unseen
+from defectnet.elements import width_of
 from defectnet.errors import InputError, RecordError
 from defectnet.files import write_atomically
 from defectnet.models.defectnet import DefectNet
@@ -161,6 +162,11 @@ def train(
         }
         if base is not None:
             require_same_grid(base, data.edges_meV, str(dataset))
+            if base.network == "published" and width_of(base.vocabulary) != width_of(data.vocabulary):
+                raise InputError(
+                    f"training.pretrained: only one of the network and {dataset} knows vacancies; train a published "
+                    "network afresh, or fine-tune one of preset response"
+                )
             about["pretrained"] = base.about
         zero = float(np.interp(0, data.edges_meV, np.arange(len(data.edges_meV))))
         split_text = _describe_split(data, samples, parts, about)
@@ -173,11 +179,14 @@ def train(
         "training on %d spectra, validating on %d, testing on %d (%s)",
         len(training), len(validation), len(parts.test), device,
     )  # fmt: skip
+    sizes = {"bins": samples.doped.shape[1]}
+    if preset.network == "published":
+        sizes["elements"] = samples.targets.shape[1]
     members, history = [], []
     for member in range(settings.members):
         own = about | {"member": member}
         with reproducible(_seed(own, "initial weights")):
-            model = NETWORKS[preset.network](bins=samples.doped.shape[1]).to(device)
+            model = NETWORKS[preset.network](**sizes).to(device)
             if base is not None:
                 model.load_state_dict(base.models[member % len(base.models)].state_dict())
                 _freeze(model, settings.frozen)

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from ase.data import atomic_masses, atomic_numbers
 from sklearn.metrics import roc_auc_score
+
+from defectnet.elements import MASSES, index_of
 
 RECALL = 0.9
 DRAWS = 1000
@@ -34,7 +35,7 @@ def metrics(predictions: pd.DataFrame, models: list[str]) -> dict[str, Any]:
     - ``total_doping_at``: spectra with 5 at.% of dopants in all and less, and with more
     - ``species``: spectra by their number of dopants
     - ``element``: candidates that training spectra held at all, and those that none of them held
-    - ``mass_ratio``: candidates by their mass over that of the element they replace
+    - ``mass_ratio``: candidates by their mass, 0 of vacancies, over that of the element they replace
     - ``concentration_at``: absent candidates together with the present ones of one range, which asks how small an
       amount can be detected; ``>=0.5`` leaves out what is present but below 0.5 at.%.
 
@@ -132,7 +133,7 @@ def _mass_ratios(part: pd.DataFrame) -> np.ndarray:
 
     @cache
     def mass(symbols: str) -> float:
-        return float(np.mean([atomic_masses[atomic_numbers[symbol]] for symbol in symbols.split(", ")]))
+        return float(np.mean([MASSES[index_of(symbol)] for symbol in symbols.split(", ")]))
 
     new, old = (part[column].astype(str).map(mass).to_numpy() for column in ("element", "replaces"))
     return new / old
