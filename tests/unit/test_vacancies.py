@@ -49,6 +49,7 @@ from defectnet.phonons.crystal import Folding
 from defectnet.phonons.hessian import reference_phonons
 from defectnet.phonons.library import single_defect
 from defectnet.phonons.modes import diagonalise
+from defectnet.phonons.probing import probe
 from defectnet.phonons.superposition import Superposition
 from defectnet.records import PHYSICS_VERSION, RecordStore, write_manifest
 from defectnet.relaxation import relax_doped, relax_host
@@ -257,6 +258,15 @@ def test_vacancies_and_dopants_together(salt):
     assert np.abs(moved - found.displacements).mean() < np.abs(moved).mean()
     backwards = salt.superposition(Plan(plan.sites[::-1], plan.dopants[::-1]))
     np.testing.assert_allclose(backwards.hessian, found.hessian, atol=1e-12)
+
+
+def test_probing_refines_what_vacancies_superpose_to(salt, model):
+    plan = Plan((1, 6, 12), ("K", VACANCY, VACANCY))
+    atoms, _, exact = salt.direct(plan)
+    probed = probe(salt.superposition, plan, atoms, model, 0.02, 36, np.random.default_rng(0))
+    off = [np.linalg.norm(hessian - exact) for hessian in (probed.hessian, salt.superposition(plan).hessian)]
+    assert off[0] < 0.2 * off[1]
+    assert probed.error < 0.2
 
 
 def test_vacancies_beyond_each_others_reach_are_exact(model):

@@ -23,6 +23,7 @@ class DefectNet(nn.Module):
 
     ``bins`` is the length of the spectra, at least 56 because the composition is a channel of the same length;
     100 as published, which gives 238,456 parameters. The number of parameters does not depend on ``bins``.
+    ``elements`` is the width of candidates and answers, 57 where vacancies are among them.
     """
 
     def __init__(self, bins: int = 100, elements: int = MAX_Z, width: int = 128, heads: int = 8) -> None:
@@ -44,9 +45,9 @@ class DefectNet(nn.Module):
         )  # fmt: skip
 
     def forward(self, pristine: Tensor, doped: Tensor, composition: Tensor, mask: Tensor) -> Tensor:
-        """10 × concentration [n, 56], exactly zero outside the mask.
+        """10 × concentration [n, elements], exactly zero outside the mask.
 
-        Shapes: ``pristine`` and ``doped`` [n, B] intensities, ``composition`` [n, 56], ``mask`` [n, 56] bool.
+        Shapes: ``pristine`` and ``doped`` [n, B] intensities, ``composition`` [n, 56], ``mask`` [n, elements] bool.
         """
         mask = mask.to(pristine.dtype)
         padded = nn.functional.pad(composition, (0, pristine.shape[1] - composition.shape[1]))  # [n, B], index Z - 1

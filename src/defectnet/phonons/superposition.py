@@ -45,7 +45,7 @@ class Defect:
 class Superposed:
     """A doped supercell predicted from single defects.
 
-    atoms         : N atoms at their predicted relaxed positions, no more than there are sites
+    atoms         : N atoms at their predicted relaxed positions, in the order of their sites
     displacements : [N, 3] in Å from the sites of the host
     hessian       : [3N, 3N] in eV/Å²
     """
@@ -87,12 +87,11 @@ class Superposition:
 
     def repeated_positions(self, smaller: Superposition, plan: Plan, positions: np.ndarray) -> np.ndarray:
         """Positions [N, 3] in Å of a smaller supercell of the same host, doped by ``plan``, repeated over this one."""
-        kept = plan.occupied(len(smaller.folding))
-        place = np.zeros(len(smaller.folding), int)
-        place[kept] = np.arange(len(kept))
-        moved = positions - smaller.folding.atoms.positions[kept]
+        sites, kept = smaller.folding.atoms.positions, plan.occupied(len(smaller.folding))
+        moved = np.zeros_like(sites)
+        moved[kept] = positions - sites[kept]
         here = self.repeated_plan(smaller, plan).occupied(len(self.folding))
-        return self.folding.atoms.positions[here] + moved[place[self._within(smaller)[here]]]
+        return (self.folding.atoms.positions + moved[self._within(smaller)])[here]
 
     def repeated_hessian(self, smaller: Superposition, plan: Plan, hessian: np.ndarray) -> np.ndarray:
         """Hessian [3N, 3N] of a smaller supercell of the same host, doped by ``plan``, repeated over this supercell.
