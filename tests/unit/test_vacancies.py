@@ -21,6 +21,7 @@ from synthetic import make_dataset, responses, spectra
 from defectnet.batches import COMPARISON, library_batch, phonon_batch, relax_batch, structure_of, superpose_batch
 from defectnet.check import check
 from defectnet.config import Phonons, Relaxation, Supercells, Training, parse_config
+from defectnet.costs import Size
 from defectnet.dataset.aggregate import aggregate
 from defectnet.dataset.samples import Axis, load_responses, load_samples
 from defectnet.dataset.schema import Dataset
@@ -83,6 +84,9 @@ MGO = rock_salt("MgO", "Mg", "O", 4.21)
 
 def dopants(**values):
     return parse_config({"dopants": values}, "test").dopants
+
+
+ALL = dopants(vacancies=["all"])
 
 
 def recommended(**values):
@@ -487,6 +491,13 @@ def test_pairs_for_one_step_relaxation_hold_ghosts(run, dataset, tmp_path):
     assert left < np.abs(pair.displacements[pair.atoms]).mean()
     single = pairs["Vac@Na0"]
     assert (~single.atoms).sum() == 1 and single.superposed is None
+
+
+def test_vacancies_cost_what_other_single_defects_do(config):
+    """Two elements with a site each; recommended dopants spread over them."""
+    sizes = [Size.of(MGO, None, changed) for changed in (config, config.model_copy(update={"dopants": ALL}))]
+    assert [number for _, number in sizes[0].defects] == [3, 3]
+    assert [number for _, number in sizes[1].defects] == [4, 4]
 
 
 def test_vacancies_of_an_element_that_no_host_has_are_refused(tmp_path):
