@@ -13,7 +13,7 @@ from defectnet.batches.library import read_library
 from defectnet.batches.pristine import pristine_phonons
 from defectnet.batches.worker import Job, structure_of
 from defectnet.digests import digest, file_digest
-from defectnet.phonons.crystal import Folding
+from defectnet.phonons.superposition import Superposition
 from defectnet.records import Entry, Record
 from defectnet.supercells import HostPlan, Plan, apply
 
@@ -28,20 +28,19 @@ class Start(Protocol):
         """What the start of an arrangement depends on besides the host's structure; empty if there is none."""
 
     def guess(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-        """Displacements [N, 3] in Å from the sites of the host, and Hessian [3N, 3N] in eV/Å²."""
+        """Displacements [N, 3] in Å of the N atoms from their sites of the host, and Hessian [3N, 3N] in eV/Å²."""
 
 
 @dataclass(frozen=True)
 class OneStepStart:
     """Positions by a network that relaxes in one step, with the force constants of the host.
 
-    folding, hessian: the undoped supercell and its force constants [3N, 3N]
-    key             : what network and force constants are identified by
+    host: the undoped supercell and its force constants
+    key : what network and force constants are identified by
     """
 
     trained: Trained
-    folding: Folding
-    hessian: np.ndarray
+    host: Superposition
     key: str
 
     def digest(self, plan: Plan) -> str:
@@ -51,10 +50,15 @@ class OneStepStart:
     def guess(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`Start`."""
         from defectnet.definet.relax import relax_in_one_step
+        from defectnet.models.definet import NOTHING
 
-        host = self.folding.atoms
-        moved = relax_in_one_step(self.trained, apply(plan, host), host.numbers).positions - host.positions
-        return moved, self.hessian
+        sites = self.host.folding.atoms
+        kept = plan.occupied(len(sites))
+        doped = sites.copy()
+        doped.numbers[:] = NOTHING
+        doped.numbers[kept] = apply(plan, sites).numbers
+        moved = relax_in_one_step(self.trained, doped, sites.numbers).positions - sites.positions
+        return moved[kept], self.host.unchanged(plan)
 
 
 def start_of(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, library: Sequence[Entry]) -> Start | None:
@@ -70,6 +74,5 @@ def start_of(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, libra
     from defectnet.definet.fit import load_trained  # torch
 
     path = Path(settings.definet)
-    folding = Folding.of(structure_of(relaxed), plan.matrix)
-    hessian = folding.hessian(pristine.arrays["force_constants"].astype(float))
-    return OneStepStart(load_trained(path), folding, hessian, digest(network=file_digest(path), phonons=entry.key))
+    host = Superposition(structure_of(relaxed), plan.matrix, pristine.arrays["force_constants"].astype(float), [])
+    return OneStepStart(load_trained(path), host, digest(network=file_digest(path), phonons=entry.key))

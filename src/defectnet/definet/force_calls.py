@@ -122,7 +122,7 @@ def _cell(trained: Trained, job: Job, batch: str, name: str) -> tuple[Atoms, dic
     library = read_library(
         job.store, relaxed, job.store.read("phonons", host, phonons.key), plan, list(entries["library"].values())
     )
-    folding, hessian = library.superpose.folding, library.superpose.hessian
+    folding = library.superpose.folding
     single = entries["library"].get(item)
     if single:
         header = job.store.read("library", host, single.key).header
@@ -132,8 +132,8 @@ def _cell(trained: Trained, job: Job, batch: str, name: str) -> tuple[Atoms, dic
     unrelaxed = apply(arrangement, folding.atoms)
     guesses = {
         "cold": (),
-        "hessian": (np.zeros_like(unrelaxed.positions), hessian),
-        "warm": OneStepStart(trained, folding, hessian, phonons.key).guess(arrangement),
+        "hessian": (np.zeros_like(unrelaxed.positions), library.superpose.unchanged(arrangement)),
+        "warm": OneStepStart(trained, library.superpose, phonons.key).guess(arrangement),
     }
     if not single and library.digest(arrangement):  # of a single defect, it is the answer
         guesses["superposed"] = library.guess(arrangement)
