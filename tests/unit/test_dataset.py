@@ -15,9 +15,18 @@ from synthetic import comparisons, host_entry, make_dataset, spectra, supercell_
 
 from defectnet.config import Config, Spectra
 from defectnet.dataset.samples import Axis, host_edges, intensity, load_samples, sample_mask
-from defectnet.dataset.schema import COMPARED, SCHEMA_VERSION, Dataset, HostEntry, MissingEntry, content_digest
+from defectnet.dataset.schema import (
+    COMPARED,
+    SCHEMA_VERSION,
+    Dataset,
+    HostEntry,
+    MissingEntry,
+    SpectrumEntry,
+    content_digest,
+    write_dataset,
+)
 from defectnet.dataset.splits import host_groups, split, thinned, without_unseen
-from defectnet.elements import element_amounts
+from defectnet.elements import PUBLISHED_VOCABULARY, element_amounts
 from defectnet.errors import InputError, RecordError
 from defectnet.phonons.pdos import neutron_weights, pdos, spectrum
 
@@ -281,7 +290,7 @@ def test_split_is_deterministic_and_seeded():
 
 
 def test_impossible_splits():
-    with pytest.raises(InputError, match=r"at least 3 different host compositions.*row split"):
+    with pytest.raises(InputError, match=r"at least 3 host compositions.*row split"):
         split(np.array([0, 0, 1, 1]), "host", 0.2, 0.2, seed=0)
     with pytest.raises(InputError, match="has 0"):
         split(np.array([], dtype=int), "row", 0.2, 0.2, seed=0)
@@ -345,8 +354,27 @@ def test_polymorphs_share_a_group(tmp_path):
     twin = replace(host_entry("Si"), id="host-Si-hexagonal")
     make_dataset(tmp_path / "d.h5", ["Si", "Ge"], 1, hosts=[host_entry("Si"), host_entry("Ge"), twin])
     with Dataset(tmp_path / "d.h5") as data:
-        groups = host_groups(data.hosts)
+        groups = host_groups(data)
     assert groups[0] == groups[2] != groups[1]
+
+
+def test_structures_of_one_composition_are_apart_unless_they_became_the_same_crystal(tmp_path):
+    names = ("crystal", "softer", "crystal-again", "softest")
+    modes = supercell_modes("Si", 1)
+    hosts = [replace(host_entry("Si"), id=name) for name in names]
+    pristine = [
+        SpectrumEntry(
+            name, host_id=name, fidelity="direct", concentrations={}, n_atoms=8, record_digest="r", quality={},
+            modes=replace(modes, energies_meV=scale * modes.energies_meV), role="pristine",
+            potential="springs", potential_digest="0",
+        )
+        for name, scale in zip(names, (1, 0.9, 1.0002, 0.8), strict=True)
+    ]  # fmt: skip
+    settings = Spectra(energy_max_meV=120.0)
+    write_dataset(tmp_path / "d.h5", hosts, pristine, settings, PUBLISHED_VOCABULARY)
+    with Dataset(tmp_path / "d.h5") as data:
+        groups = host_groups(data)
+    assert groups[0] == groups[2] and len(set(groups)) == 3
 
 
 # Inputs of models

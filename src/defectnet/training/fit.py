@@ -137,7 +137,7 @@ def train(
     with Dataset(dataset) as data:
         samples = load_samples(data, preset.axis)
         responses = load_responses(data, preset.axis) if preset.network == "response" else None
-        groups = host_groups(data.hosts)[samples.host]
+        groups = host_groups(data)[samples.host]
         parts = split(
             groups, split_kind, settings.validation_fraction, settings.test_fraction, seed, repeat,
             fidelity=np.array(data.spectra.fidelity)[samples.row], targets=samples.targets,
