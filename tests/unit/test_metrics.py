@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, r2_score, roc_auc_score
 
-from defectnet.training.metrics import metrics, nominal, open_set, score
+from defectnet.training.metrics import metrics, nominal, open_set, score, wrong_host_auroc
 
 
 def scored(true, predicted, presence=None, host=None):
@@ -156,17 +156,38 @@ def test_hidden_dopants_that_are_noticed():
     assert scores["n"] == 800 and scores["n_hosts"] == 7
 
 
+def test_hosts_that_leave_more_unexplained_are_told_apart():
+    rng = np.random.default_rng(0)
+    wrong = np.repeat([False, True], 500)
+    fits = pd.DataFrame(
+        {"wrong": wrong, "unexplained": rng.random(1000) + 0.5 * wrong, "split": "host", "level": "none"}
+    )
+    blind = fits.assign(unexplained=rng.random(1000))
+    found = wrong_host_auroc(pd.concat([fits.assign(model="m"), blind.assign(model="blind")]))["host"]
+    # Uniform scores, one of them shifted by half their range: 1 - (1 - 1/2)² / 2.
+    assert found["m"]["none"] == pytest.approx(7 / 8, abs=0.03)
+    assert found["blind"]["none"] == pytest.approx(1 / 2, abs=0.06)
+
+
 def test_studies_of_one_dopant_are_listed_by_concentration():
     rng = np.random.default_rng(5)
     true = np.repeat([0.02, 0.05, 0.1], 40)
     told = 1.1 * true + rng.normal(0, 0.004, len(true))
-    rows = nominal(true, told, np.full(len(true), 0.01))
-    assert [(row["true_at"], row["n"], row["width_at"]) for row in rows] == [
-        (2.0, 40, 1.0),
-        (5.0, 40, 1.0),
-        (10.0, 40, 1.0),
-    ]
+    host = np.tile(np.arange(8), 15)
+    rows = nominal(true, told, host, np.full(len(true), 0.01))
+    assert [(row["true_at"], row["n"]) for row in rows] == [(2.0, 40), (5.0, 40), (10.0, 40)]
     for row in rows:
         assert row["mean_at"] == pytest.approx(1.1 * row["true_at"], abs=4 * 0.4 / 40**0.5)
+        low, high = row["mean_interval_at"]
+        assert low < row["mean_at"] < high < low + 4 * 2 * 0.4 / 40**0.5
         assert row["deviation_at"] == pytest.approx(0.4, rel=0.4)
-    assert nominal(true, told)[0]["width_at"] is None
+        # Spread and a bias of a tenth of the concentration.
+        assert row["rmse_at"] ** 2 == pytest.approx(row["deviation_at"] ** 2 + (row["mean_at"] - row["true_at"]) ** 2)
+        assert row["high_at"] - row["low_at"] == pytest.approx(2, abs=0.1)
+    assert rows[0]["coverage_90"] > 0.9 > rows[2]["coverage_90"] > 0  # a bias of 1 at.% is the half width
+    alone = nominal(true, told, np.zeros(len(true)))[0]
+    assert all(alone[name] is None for name in ("low_at", "high_at", "coverage_90", "mean_interval_at"))
+
+
+def test_bias():
+    assert scored([0.1, 0.2], [0.08, 0.21])["bias_at"] == pytest.approx(-0.5)

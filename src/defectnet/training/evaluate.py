@@ -15,7 +15,7 @@ import pandas as pd
 
 from defectnet.dataset.samples import Axis, Responses, Samples, load_responses, load_samples
 from defectnet.dataset.schema import Dataset
-from defectnet.dataset.splits import without_unseen
+from defectnet.dataset.splits import host_groups, without_unseen
 from defectnet.elements import SYMBOLS
 from defectnet.errors import RecordError
 from defectnet.files import write_atomically
@@ -23,7 +23,7 @@ from defectnet.models.baselines import BASELINE_AXIS, BASELINES, Estimate
 from defectnet.models.defectnet import count_parameters
 from defectnet.models.response import LEVELS
 from defectnet.training.fit import PARTS, Checkpoint, load_checkpoint
-from defectnet.training.metrics import metrics, open_set
+from defectnet.training.metrics import metrics, open_set, wrong_host_auroc
 from defectnet.training.recipes import ERROR_FLOOR
 
 
@@ -49,7 +49,7 @@ class Network:
         if level not in self.checkpoint.intervals:
             return Estimate(told.concentration, told.concentration)
         width = self.checkpoint.intervals[level] * (told.error + ERROR_FLOOR)
-        return Estimate(told.concentration, told.presence, width, told.foreign)
+        return Estimate(told.concentration, told.presence, width, told.foreign, told.unexplained)
 
 
 def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, output_predictions: Path) -> None:
@@ -63,18 +63,22 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
     presence (``<model>_presence``) where these are not the same, and half widths of 90 % intervals (``<model>_width``)
     where it gives any; empty where a model does not answer at a level. Metrics (JSON): ``splits`` as
     :func:`~defectnet.training.metrics.metrics` describes, ``open_set`` as
-    :func:`~defectnet.training.metrics.open_set` does, ``dataset_digest``, and the number of ``parameters`` of each
-    network. For ``open_set`` every test spectrum is asked about twice, the second time without one of its dopants.
+    :func:`~defectnet.training.metrics.open_set` does, ``wrong_host_auroc`` as
+    :func:`~defectnet.training.metrics.wrong_host_auroc` does, ``dataset_digest``, and the number of ``parameters`` of
+    each network. For ``open_set`` every test spectrum is asked about a second time without one of its dopants, for
+    ``wrong_host_auroc`` as one of another host.
 
     Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged.
     """
     frames: list[pd.DataFrame] = []
     suspicions: list[pd.DataFrame] = []
+    fits: list[pd.DataFrame] = []
     parameters: dict[str, int] = {}
     with Dataset(dataset) as data:
         seen = cache(partial(load_samples, data))
         # Networks that are told responses see the axis of the baselines.
         samples, responses = seen(BASELINE_AXIS), load_responses(data, BASELINE_AXIS)
+        groups = host_groups(data)[samples.host]
         runs: dict[tuple[str, int], dict[str, Checkpoint]] = {}
         for path in checkpoints:
             about = (checkpoint := load_checkpoint(path)).about
@@ -90,6 +94,7 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
             predictors: dict[str, Predictor] = {preset: Network(one) for preset, one in networks.items()}
             predictors |= {name: baseline(known, responses) for name, baseline in BASELINES.items()}
             hidden, without = _hide_one(samples[test], seed=repeat)
+            strange = _of_another_host(groups, test, seed=repeat)
             for level in LEVELS:
                 answers = {}
                 for name, predictor in predictors.items():
@@ -97,11 +102,16 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
                         continue
                     asked = seen(predictor.axis)[test]
                     answers[name] = predictor.predict(asked, responses, level)
+                    of = {"split": kind, "model": name, "level": level, "host": samples.host[test]}
                     if (before := answers[name].foreign) is not None:
                         after = predictor.predict(replace(asked, candidates=without), responses, level).foreign
                         score = {"hidden": 0.0, "foreign": before}, {"hidden": hidden, "foreign": after}
-                        of = {"split": kind, "model": name, "level": level, "host": samples.host[test]}
                         suspicions += [pd.DataFrame(of | one) for one in score]
+                    if (before := answers[name].unexplained) is not None and strange is not None:
+                        told = _told_of(asked, seen(predictor.axis)[strange])
+                        after = predictor.predict(told, responses, level).unexplained
+                        score = {"wrong": False, "unexplained": before}, {"wrong": True, "unexplained": after}
+                        fits += [pd.DataFrame(of | one) for one in score]
                 table = _table(data, samples[test], known, answers)
                 frames.append(table.assign(split=kind, repeat=repeat, level=level))
         digest = data.digest
@@ -111,6 +121,7 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
         "parameters": parameters,
         "splits": metrics(predictions, [*parameters, *BASELINES]),
         "open_set": open_set(pd.concat(suspicions, ignore_index=True)) if suspicions else {},
+        "wrong_host_auroc": wrong_host_auroc(pd.concat(fits, ignore_index=True)) if fits else {},
     }
     table = io.BytesIO()
     packed = {"method": "gzip", "compresslevel": 6, "mtime": 0}
@@ -126,6 +137,23 @@ def _hide_one(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
     candidates = samples.candidates.copy()
     candidates[row, chosen] = False
     return samples.targets[row, chosen], candidates
+
+
+def _of_another_host(groups: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray | None:
+    """For each ``test`` sample any one of another group, of all samples [n]; None where all are of one group."""
+    if len(np.unique(groups)) < 2:
+        return None
+    rng, strange = np.random.default_rng(seed), np.empty_like(test)
+    for group in np.unique(groups[test]):
+        own = groups[test] == group
+        strange[own] = rng.choice(np.flatnonzero(groups != group), own.sum())
+    return strange
+
+
+def _told_of(samples: Samples, others: Samples) -> Samples:
+    """The doped spectra of ``samples``, said to be of the hosts of ``others`` and given with their pristine spectra."""
+    names = ("host", "pristine", "composition", "candidates")
+    return replace(samples, **{name: getattr(others, name) for name in names})
 
 
 def _table(data: Dataset, test: Samples, training: Samples, answers: dict[str, Estimate]) -> pd.DataFrame:

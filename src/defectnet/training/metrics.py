@@ -65,31 +65,57 @@ def metrics(predictions: pd.DataFrame, models: list[str]) -> dict[str, Any]:
                     scores["subsets"].setdefault(name, {})[kind] = some
             if part["element"].nunique() == 1:
                 direct = answered & part["fidelity"].astype(str).isin(["direct", "probed"]).to_numpy()
-                scores["nominal"] = nominal(*(columns[k][direct] for k in (0, 1)), *(c[direct] for c in columns[4:]))
+                true, told, _, host, *width = (column[direct] for column in columns)
+                scores["nominal"] = nominal(true, told, host, *width)
             found.setdefault(str(split), {}).setdefault(model, {})[str(level)] = scores
     return found
 
 
-def nominal(true: np.ndarray, predicted: np.ndarray, width: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """Per true concentration to 0.1 at.%: ``true_at``, number ``n``, ``mean_at``, ``deviation_at``, mean ``width_at``.
+def nominal(
+    true: np.ndarray, predicted: np.ndarray, host: np.ndarray, width: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """Per true concentration to 0.1 at.%, of n entries as fractions: how many, and what is said of them.
 
-    Of n entries as fractions; ``deviation_at`` is the standard deviation of the predictions, ``width_at`` the half
-    width of their 90 % intervals, None of a model that gives none.
+    - ``true_at``, ``n``
+    - ``mean_at``: mean prediction; ``mean_interval_at``, its 90 % interval under resampling of whole hosts, None for
+      fewer than three
+    - ``deviation_at``: standard deviation of the predictions; ``rmse_at``, of their errors
+    - ``low_at``, ``high_at``: mean ends of the 90 % intervals that the model gives, no end below zero;
+      ``coverage_90``, share of true concentrations in them. All None of a model that gives none
     """
     at = np.round(100 * true, 1)
     rows = []
     for value in np.unique(at):
-        chosen = at == value
-        rows.append(
-            {
-                "true_at": float(value),
-                "n": int(chosen.sum()),
-                "mean_at": float(100 * predicted[chosen].mean()),
-                "deviation_at": float(100 * predicted[chosen].std()),
-                "width_at": None if width is None else float(100 * width[chosen].mean()),
-            }
-        )
+        told = 100 * predicted[at == value]
+        off = told - 100 * true[at == value]
+        row = {
+            "true_at": float(value),
+            "n": len(told),
+            "mean_at": float(told.mean()),
+            "mean_interval_at": _mean_interval(told, host[at == value]),
+            "deviation_at": float(told.std()),
+            "rmse_at": float(np.sqrt(np.mean(off**2))),
+            "low_at": None,
+            "high_at": None,
+            "coverage_90": None,
+        }
+        if width is not None:
+            half = 100 * width[at == value]
+            ends = {"low_at": np.maximum(told - half, 0), "high_at": told + half, "coverage_90": np.abs(off) <= half}
+            row |= {name: float(values.mean()) for name, values in ends.items()}
+        rows.append(row)
     return rows
+
+
+def _mean_interval(values: np.ndarray, host: np.ndarray) -> list[float] | None:
+    """90 % interval of the mean of n values when whole hosts are drawn anew."""
+    _, member = np.unique(host, return_inverse=True)
+    counts = np.bincount(member)
+    if len(counts) < 3:
+        return None
+    weights = _draws(len(counts))
+    means = weights @ np.bincount(member, values) / (weights @ counts)
+    return [float(x) for x in np.percentile(means, INTERVAL)]
 
 
 def subsets(part: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
@@ -144,7 +170,8 @@ def score(
 ) -> dict[str, Any]:
     """Scores of n entries: concentrations as fractions, scores of presence, whose host each entry is, half widths.
 
-    - ``rmse_at``, ``mae_at`` in at.%, ``r2``: of the concentrations, absent candidates included
+    - ``rmse_at``, ``mae_at``, ``bias_at`` (mean of predicted less true) in at.%, ``r2``: of the concentrations, absent
+      candidates included
     - ``auroc``, ``average_precision``: does a higher score of presence mean that the dopant is there?
     - ``fpr_at_90_recall``: share of absent candidates at or above the score that finds 90 % of the present ones
     - ``coverage_90``: share of true concentrations within ``width`` of the predicted ones, which should be 0.9; None
@@ -198,6 +225,20 @@ def open_set(suspicions: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
+def wrong_host_auroc(fits: pd.DataFrame) -> dict[str, Any]:
+    """Does a model notice that a spectrum is of another host than it is told?
+
+    ``fits`` has one row per question: split, model, level, the share ``unexplained`` of the squares of the doped -
+    pristine difference, which is what ``defectnet predict`` warns by, and whether pristine spectrum and responses were
+    those of a ``wrong`` host. By split, model and level: the AUROC between right and wrong hosts.
+    """
+    found: dict[str, Any] = {}
+    for (split, model, level), part in fits.groupby(["split", "model", "level"]):
+        auroc = float(roc_auc_score(part["wrong"], part["unexplained"]))
+        found.setdefault(split, {}).setdefault(model, {})[level] = auroc
+    return found
+
+
 def _number(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
@@ -215,8 +256,9 @@ def _estimates(
     """Every quantity [D] for D weightings of the groups [D, H] that entries are ``member`` [n] of."""
     groups = weights.shape[1]
     t, error = 100 * true, 100 * (predicted - true)
-    sums = [np.bincount(member, values, groups) for values in (np.ones(len(t)), error**2, np.abs(error), t, t**2)]
-    n, squares, absolutes, first, second = np.array(sums) @ weights.T
+    moments = np.ones(len(t)), error**2, np.abs(error), error, t, t**2
+    sums = [np.bincount(member, values, groups) for values in moments]
+    n, squares, absolutes, errors, first, second = np.array(sums) @ weights.T
     spread = second - first**2 / n
     # Present and absent entries at or above each score of presence, from the highest down.
     scores, rank = np.unique(presence, return_inverse=True)
@@ -238,6 +280,7 @@ def _estimates(
         return {
             "rmse_at": np.sqrt(squares / n),
             "mae_at": absolutes / n,
+            "bias_at": errors / n,
             "r2": np.where(spread > 1e-9 * second, 1 - squares / spread, np.nan),
             **{name: np.where(both, values, np.nan) for name, values in ranked.items()},
         }
