@@ -9,7 +9,7 @@ from synthetic import make_dataset, responses, spectra
 
 from defectnet.dataset.samples import load_responses, load_samples
 from defectnet.dataset.schema import Dataset
-from defectnet.models.baselines import BASELINE_AXIS, BASELINES, LeastSquares, Mean, Ridge, Trees
+from defectnet.models.baselines import BASELINE_AXIS, BASELINES, LeastSquares, Mean, Ridge, ScaledLeastSquares, Trees
 
 FORMULAS = ["Si", "GaAs", "ZnSe", "MgO"]
 
@@ -118,6 +118,24 @@ def test_least_squares_knows_levels(data):
     without = replace(known, knows_library=np.zeros_like(known.knows_library), library=np.zeros_like(known.library))
     model.weights["library"] = model.weights["mass_only"]
     np.testing.assert_array_equal(model.predict(samples, without, "library").concentrations, mass_only)
+
+
+def test_a_factor_makes_up_for_what_relaxed_crystals_do_besides(data):
+    """Where a dopant does in relaxed crystals 0.7 times what responses say, the factor is 1 / 0.7, and no other's."""
+    samples, known = data
+    linear = mixed(samples, known)
+    weaker = linear.doped - samples.pristine
+    relaxed = np.arange(len(samples)) % 2 == 0
+    weaker[relaxed] *= 0.7
+    training = replace(linear, doped=samples.pristine + weaker, relaxed=relaxed)
+    test = training[np.flatnonzero(relaxed)]
+    model = ScaledLeastSquares(training, known)
+    model.weights["library"] = 0.0, 0.0
+    exact = model.predict(test, known, "library").concentrations
+    np.testing.assert_allclose(exact, test.targets, atol=5e-4)
+    assert rmse(exact, test) < 0.1 * rmse(LeastSquares(training, known).predict(test, known, "library")[0], test)
+    absent = ~(test.targets > 0).any(axis=0)
+    assert absent.any() and (model.factors["library"][absent] == 1).all()
 
 
 def test_candidates_without_any_response_get_zero(data):

@@ -73,6 +73,7 @@ def world():
     samples = Samples(
         row=np.arange(len(host)), host=host, pristine=pristine[host].astype(np.float32),
         doped=doped.astype(np.float32), composition=silicon[host], candidates=asked, targets=targets,
+        relaxed=np.zeros(len(host), bool),
     )  # fmt: skip
     return samples, responses
 
@@ -312,7 +313,7 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
         truth[:, 5] = rng.uniform(0.01, 0.1, len(host))
         told = truth + asked * (0.01 * wrong * rng.normal(size=len(host)))[:, None]
         nothing = np.zeros((len(host), 1), np.float32)
-        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth)
+        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5])
         return samples, Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
 
     covered = []

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from defectnet.config import Spectra
-from defectnet.dataset.schema import Dataset
+from defectnet.dataset.schema import RELAXED, Dataset
 from defectnet.elements import index_of
 from defectnet.phonons.modes import Modes
 from defectnet.phonons.pdos import spectrum, strengths
@@ -59,6 +59,7 @@ class Samples:
     composition      : [n, 56] float32 atomic fractions of the host
     candidates       : [n, 56] bool, the dopants that are asked about
     targets          : [n, 56] float32 concentrations, fractions of the sites
+    relaxed          : [n] bool, whether the doped spectrum is of a relaxed crystal
     """
 
     row: np.ndarray
@@ -68,6 +69,7 @@ class Samples:
     composition: np.ndarray
     candidates: np.ndarray
     targets: np.ndarray
+    relaxed: np.ndarray
 
     def __len__(self) -> int:
         return len(self.row)
@@ -119,6 +121,7 @@ def load_samples(dataset: Dataset, axis: Axis) -> Samples:
         composition=dataset.hosts.composition[hosts].astype(np.float32),
         candidates=dataset.hosts.candidates[hosts],
         targets=dataset.spectra.concentrations[rows].astype(np.float32),
+        relaxed=np.isin(dataset.spectra.fidelity, RELAXED)[rows],
     )
 
 

@@ -57,6 +57,8 @@ from defectnet.phonons.pdos import Broadening, energy_edges
 SCHEMA_VERSION = 4
 
 FIDELITIES = ("direct", "probed", "superposed", "mass_only")
+RELAXED = FIDELITIES[:2]
+"""Fidelities of spectra of relaxed crystals."""
 """How a spectrum was obtained: all force constants computed; single defects superposed and refined by Hessian-vector
 products at the relaxed structure; superposed only; or the host's force constants with other masses."""
 

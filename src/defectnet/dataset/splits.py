@@ -26,13 +26,11 @@ import numpy as np
 from scipy.cluster.hierarchy import fcluster, linkage
 
 from defectnet.dataset.samples import Samples
-from defectnet.dataset.schema import Dataset
+from defectnet.dataset.schema import RELAXED, Dataset
 from defectnet.errors import InputError
 from defectnet.seeds import generator
 
 KINDS = ("host", "row", "configuration", "element")
-RELAXED = ("direct", "probed")
-"""Fidelities of spectra of relaxed crystals, the test of a ``configuration`` split."""
 SAME_CRYSTAL = 0.02
 """Share of the area by which pristine spectra of one crystal may differ. Two networks of 64 silicon atoms that relaxed
 to the crystal differ by 0.005, the most similar two that stayed disordered by 0.07."""

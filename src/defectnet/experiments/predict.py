@@ -276,6 +276,7 @@ def _samples(
         composition=np.tile(element_vector(composition).astype(np.float32), (n, 1)),
         candidates=mask,
         targets=np.zeros(mask.shape, dtype=np.float32),
+        relaxed=np.ones(n, dtype=bool),
     )
 
 
