@@ -162,11 +162,15 @@ def test_hosts_that_leave_more_unexplained_are_told_apart():
     fits = pd.DataFrame(
         {"wrong": wrong, "unexplained": rng.random(1000) + 0.5 * wrong, "split": "host", "level": "none"}
     )
+    fits["relaxed"] = np.arange(1000) % 5 == 0
     blind = fits.assign(unexplained=rng.random(1000))
     found = wrong_host_auroc(pd.concat([fits.assign(model="m"), blind.assign(model="blind")]))["host"]
     # Uniform scores, one of them shifted by half their range: 1 - (1 - 1/2)² / 2.
-    assert found["m"]["none"] == pytest.approx(7 / 8, abs=0.03)
-    assert found["blind"]["none"] == pytest.approx(1 / 2, abs=0.06)
+    assert found["m"]["none"]["all"] == pytest.approx(7 / 8, abs=0.03)
+    assert found["m"]["none"]["direct"] == pytest.approx(7 / 8, abs=0.1)
+    assert found["blind"]["none"]["all"] == pytest.approx(1 / 2, abs=0.06)
+    without = wrong_host_auroc(fits.assign(model="m", relaxed=False))["host"]["m"]["none"]
+    assert without["direct"] is None and without["all"] == found["m"]["none"]["all"]
 
 
 def test_studies_of_one_dopant_are_listed_by_concentration():

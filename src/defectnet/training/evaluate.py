@@ -111,7 +111,7 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
                         told = _told_of(asked, seen(predictor.axis)[strange])
                         after = predictor.predict(told, responses, level).unexplained
                         score = {"wrong": False, "unexplained": before}, {"wrong": True, "unexplained": after}
-                        fits += [pd.DataFrame(of | one) for one in score]
+                        fits += [pd.DataFrame(of | {"relaxed": asked.relaxed} | one) for one in score]
                 table = _table(data, samples[test], known, answers)
                 frames.append(table.assign(split=kind, repeat=repeat, level=level))
         digest = data.digest

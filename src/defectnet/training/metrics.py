@@ -230,12 +230,17 @@ def wrong_host_auroc(fits: pd.DataFrame) -> dict[str, Any]:
 
     ``fits`` has one row per question: split, model, level, the share ``unexplained`` of the squares of the doped -
     pristine difference, which is what ``defectnet predict`` warns by, and whether pristine spectrum and responses were
-    those of a ``wrong`` host. By split, model and level: the AUROC between right and wrong hosts.
+    those of a ``wrong`` host, and whether the spectrum is of a ``relaxed`` crystal. By split, model and level: the AUROC
+    between right and wrong hosts, of ``all`` spectra and of the ``direct`` and probed ones, None where there are none.
     """
     found: dict[str, Any] = {}
     for (split, model, level), part in fits.groupby(["split", "model", "level"]):
-        auroc = float(roc_auc_score(part["wrong"], part["unexplained"]))
-        found.setdefault(split, {}).setdefault(model, {})[level] = auroc
+        relaxed = part[part["relaxed"]]
+        told = {
+            name: float(roc_auc_score(some["wrong"], some["unexplained"])) if len(some) else None
+            for name, some in (("all", part), ("direct", relaxed))
+        }
+        found.setdefault(split, {}).setdefault(model, {})[level] = told
     return found
 
 
