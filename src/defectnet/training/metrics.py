@@ -229,9 +229,9 @@ def wrong_host_auroc(fits: pd.DataFrame) -> dict[str, Any]:
     """Does a model notice that a spectrum is of another host than it is told?
 
     ``fits`` has one row per question: split, model, level, the share ``unexplained`` of the squares of the doped -
-    pristine difference, which is what ``defectnet predict`` warns by, and whether pristine spectrum and responses were
-    those of a ``wrong`` host, and whether the spectrum is of a ``relaxed`` crystal. By split, model and level: the AUROC
-    between right and wrong hosts, of ``all`` spectra and of the ``direct`` and probed ones, None where there are none.
+    pristine difference, which is what ``defectnet predict`` warns by, whether the spectrum is of a ``relaxed`` crystal,
+    and whether it was asked about with pristine spectrum and responses of a ``wrong`` host. By split, model and level:
+    the AUROC between right and wrong hosts, of ``all`` spectra and of the ``direct`` and probed ones, or None.
     """
     found: dict[str, Any] = {}
     for (split, model, level), part in fits.groupby(["split", "model", "level"]):
