@@ -12,7 +12,7 @@ from ase.neighborlist import neighbor_list
 from pymatgen.core import Composition
 from typer.testing import CliRunner
 
-from defectnet.config import Dopants, Supercells
+from defectnet.config import Dopants, Supercells, load_config
 from defectnet.dopants import recommend
 from defectnet.errors import InputError
 from defectnet.hosts import amorphous, sources
@@ -304,3 +304,18 @@ def test_selection_by_kind_and_size(database, tmp_path, monkeypatch):
     (host,) = read_sheet(sheet)
     assert (host.id, host.n_atoms, host.source) == ("gp_iter6_sparse9k-amorph-00001", 64, "extxyz")
     check_hosts([host], sheet, ["Si"])
+
+
+def test_networks_of_the_study_of_germanium_are_as_written():
+    """Those of the command in docs/amorphous.md; reading loses no atom and moves them only to make sites alike."""
+    root = Path(__file__).parents[2]
+    config = load_config(root / "config/sige.yaml")
+    hosts = read_sheet(root / config.hosts.sheet)
+    made = recipes(24, seed=1)
+    assert [(host.id, host.family) for host in hosts] == [(recipe.id, recipe.family) for recipe in made]
+    for host, recipe in zip(hosts, made, strict=True):
+        written, built = read(root / "config/hosts/amorphous-si" / f"{host.id}.extxyz"), host.build()
+        assert len(built) == len(written) == 64
+        assert written.info["density"] == recipe.density
+        lengths = [np.sort(neighbor_list("d", atoms, 4.5)) for atoms in (written, built.to_ase_atoms())]
+        np.testing.assert_allclose(*lengths, atol=1e-4)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from defectnet.config import Config, Spectra, default_yaml, json_schema, load_config, parse_config, write_config
 from defectnet.errors import InputError
+from defectnet.hosts.sheet import read_sheet
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +53,13 @@ def test_paper_configuration_is_valid():
     assert paper.run.results != Config().run.results
     # The published supercells.
     assert (paper.supercells.atoms_min, paper.supercells.atoms_max) == (433, 500)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_configurations_bring_their_hosts(path):
+    sheet = Path(load_config(path).hosts.sheet)
+    assert sheet.parts[:2] == ("config", "hosts")  # where nothing has to be made before
+    assert read_sheet(ROOT / sheet)
 
 
 def test_every_default_is_explained():
