@@ -7,9 +7,10 @@ dopants have one place more, the last, for sites that are empty.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
-from ase.data import atomic_masses, atomic_numbers, chemical_symbols
+from ase.data import atomic_masses, atomic_numbers, chemical_symbols, covalent_radii
 
 MAX_Z = 56
 """Largest atomic number of the published vocabulary (Ba)."""
@@ -27,6 +28,31 @@ SYMBOLS = (*chemical_symbols[1 : MAX_Z + 1], VACANCY)
 
 MASSES = np.append(atomic_masses[1 : MAX_Z + 1], 0.0)
 """In u, by index."""
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What networks are told about an element: mass in u, covalent radius in Å (Cordero et al., Dalton Trans. 2832
+    (2008)), electronegativity by Pauling (2 for noble gases, which have none), period, group, and electrons beyond the
+    noble gas or the full d shell before it.
+    """
+
+    mass_u: float
+    radius_A: float
+    electronegativity: float
+    period: int
+    group: int
+    valence: int
+
+    @classmethod
+    def of(cls, z: int) -> Properties:
+        """Of the element with an atomic number."""
+        from pymatgen.core import Element  # slow to import, and nothing else here needs it
+
+        element = Element.from_Z(z)
+        negativity = 2.0 if element.is_noble_gas else element.X
+        valence = element.group if element.group < 12 else element.group - 10
+        return cls(atomic_masses[z], covalent_radii[z], negativity, element.row, element.group, valence)
 
 
 def index_of(symbol: str) -> int:

@@ -118,6 +118,7 @@ def test_subsets():
         "element": {"seen": 5, "unseen": 1},
         # C on Si 0.43, Al on Mg and O 1.34, S on O 2.0 (32.06 / 15.999), Ge on Si 2.6
         "mass_ratio": {"<0.5": 2, "1.25-2": 1, ">=2": 3},
+        "traces_by_mass_ratio": {">=2": 2},  # Ge in a, and S, which is not in c
         "concentration_at": {"0.2-0.5": 3, "0.5-2": 3, "2-5": 3, ">=5": 3, ">=0.5": 5},
     }
     assert found["subsets"]["concentration_at"]["0.5-2"]["n_present"] == 1

@@ -14,15 +14,16 @@ vacant; a vacancy stays in the graph as a ghost node) that gates the messages. W
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-from ase.data import atomic_masses, covalent_radii
+from ase.data import covalent_radii
 from pymatgen.core import Element
 from torch import Tensor, nn
 from torch.nn import functional
+
+from defectnet.elements import Properties
 
 PERFECT, SUBSTITUTED, VACANT = range(3)
 """Markers of sites."""
@@ -85,14 +86,11 @@ def _element_table() -> np.ndarray:
     """[HEAVIEST + 1, 8] properties of each element, of order one; row 0, of nothing, is zero."""
     rows = [np.zeros(8)]
     for z in range(1, HEAVIEST + 1):
-        element = Element.from_Z(z)
-        with warnings.catch_warnings(action="ignore"):  # some noble gases have no electronegativity
-            electronegativity = 2.0 if element.is_noble_gas else element.X
-        valence = element.group if element.group <= 12 else element.group - 10
+        element, known = Element.from_Z(z), Properties.of(z)
         rows.append(
             np.array([
-                np.log(atomic_masses[z] / 40), (covalent_radii[z] - 1.3) / 0.3, 2 * (electronegativity - 2),
-                (element.row - 4) / 2, (element.group - 9) / 6, (valence - 5) / 4,
+                np.log(known.mass_u / 40), (known.radius_A - 1.3) / 0.3, 2 * (known.electronegativity - 2),
+                (known.period - 4) / 2, (known.group - 9) / 6, (known.valence - 5) / 4,
                 (float(element.average_ionic_radius) - 0.9) / 0.4, (element.mendeleev_no - 60) / 30,
             ])
         )  # fmt: skip

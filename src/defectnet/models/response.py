@@ -17,16 +17,14 @@ elements that were never seen in training can be asked about.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
-from ase.data import atomic_masses, covalent_radii
-from pymatgen.core import Element
 from torch import Tensor, nn
 from torch.nn import functional
 
-from defectnet.elements import MAX_Z
+from defectnet.elements import MAX_Z, Properties
 from defectnet.models.defectnet import TARGET_SCALE
 
 LEVELS = ("library", "mass_only", "none")
@@ -95,15 +93,8 @@ class Answer:
 
 def _element_table() -> np.ndarray:
     """[57, 6] mass, covalent radius, electronegativity, period, group and valence electrons; vacancies are last."""
-    rows = []
-    for z in range(1, MAX_Z + 1):
-        element = Element.from_Z(z)
-        # Noble gases have none; they are no dopants, but have their rows.
-        electronegativity = 2.0 if element.is_noble_gas else element.X
-        valence = element.group if element.group < 12 else element.group - 10
-        rows.append([atomic_masses[z], covalent_radii[z], electronegativity, element.row, element.group, valence])
-    rows.append([VACANCY_MASS, 0.0, 0.0, 0.0, 0.0, 0.0])
-    return np.array(rows)
+    rows = [astuple(Properties.of(z)) for z in range(1, MAX_Z + 1)]
+    return np.array([*rows, (VACANCY_MASS, 0.0, 0.0, 0.0, 0.0, 0.0)])
 
 
 ELEMENTS = _element_table()

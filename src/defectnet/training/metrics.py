@@ -19,6 +19,7 @@ INTERVAL = (5, 95)
 SEED = 20250602
 LEFT_SITE_A = 0.5
 """An atom that relaxation moves farther than this has left its site."""
+TRACES_AT = (0.2, 0.5)
 RANKS = 200
 """Classes of presence scores that intervals are computed from; the scores themselves are exact."""
 
@@ -36,6 +37,7 @@ def metrics(predictions: pd.DataFrame, models: list[str]) -> dict[str, Any]:
     - ``species``: spectra by their number of dopants
     - ``element``: candidates that training spectra held at all, and those that none of them held
     - ``mass_ratio``: candidates by their mass, 0 of vacancies, over that of the element they replace
+    - ``traces_by_mass_ratio``: candidates of one range of mass ratios that are absent or there with 0.2 to 0.5 at.%
     - ``concentration_at``: absent candidates together with the present ones of one range, which asks how small an
       amount can be detected; ``>=0.5`` leaves out what is present but below 0.5 at.%.
 
@@ -137,13 +139,18 @@ def subsets(part: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
     for kind, mask in (("seen", seen), ("unseen", ~seen)):
         yield "element", kind, mask
     ratio = _mass_ratios(part)
-    edges = (0, 0.5, 0.8, 1.25, 2, np.inf)
-    for low, high in pairwise(edges):
-        yield "mass_ratio", _range(low, high), (ratio >= low) & (ratio < high)
-    edges = (0.2, 0.5, 2, 5, np.inf)
-    for low, high in [*pairwise(edges), (0.5, np.inf)]:
+
+    def within(low: float, high: float) -> np.ndarray:
         # Shares of sites are rounded in single precision.
-        present = (true > 0) & (true >= low - 1e-4) & (true < high - 1e-4)
+        return (true > 0) & (true >= low - 1e-4) & (true < high - 1e-4)
+
+    for low, high in pairwise((0, 0.5, 0.8, 1.25, 2, np.inf)):
+        chosen = (ratio >= low) & (ratio < high)
+        yield "mass_ratio", _range(low, high), chosen
+        if (traces := chosen & within(*TRACES_AT)).any():
+            yield "traces_by_mass_ratio", _range(low, high), chosen & (true == 0) | traces
+    for low, high in [*pairwise((0.2, 0.5, 2, 5, np.inf)), (0.5, np.inf)]:
+        present = within(low, high)
         if present.any():
             yield "concentration_at", _range(low, high), (true == 0) | present
 
