@@ -79,6 +79,8 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
         # Networks that are told responses see the axis of the baselines.
         samples, responses = seen(BASELINE_AXIS), load_responses(data, BASELINE_AXIS)
         groups = host_groups(data)[samples.host]
+        # Without any single defect, level library is that of the masses.
+        levels = LEVELS if responses.knows_library.any() else LEVELS[1:]
         runs: dict[tuple[str, int], dict[str, Checkpoint]] = {}
         for path in checkpoints:
             about = (checkpoint := load_checkpoint(path)).about
@@ -95,7 +97,7 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
             predictors |= {name: baseline(known, responses) for name, baseline in BASELINES.items()}
             hidden, without = _hide_one(samples[test], seed=repeat)
             strange = _of_another_host(groups, test, seed=repeat)
-            for level in LEVELS:
+            for level in levels:
                 answers = {}
                 for name, predictor in predictors.items():
                     if level not in predictor.levels:
