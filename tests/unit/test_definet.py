@@ -36,7 +36,7 @@ from defectnet.supercells import plan_host, read_plans
 HOSTS = {"NaCl": 5.64, "KF": 5.34, "LiF": 4.03, "KBr": 6.6, "MgO": 4.21, "CaS": 5.69}
 DOPANTS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Zn", "In")
 SMALL = Settings(
-    scalars=16, vectors=8, layers=1, radial=6, cutoff_A=4.0, epochs=8, batch_size=3, learning_rate=1e-2, averaging=0.9
+    scalars=16, vectors=8, layers=1, radial=6, cutoff_A=4.0, epochs=16, batch_size=3, learning_rate=1e-2, averaging=0.9
 )
 
 
