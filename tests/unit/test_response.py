@@ -325,3 +325,18 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
         covered.append(np.mean(off <= width * (judged.error[:, 5] + 1e-4)))
     assert np.mean(covered) == pytest.approx(coverage + 0.5 * coverage / 20, abs=0.035)
     assert np.mean(covered) >= coverage - 0.01
+
+
+def test_intervals_are_those_of_relaxed_crystals_where_there_are_any():
+    """Of two spectra of each host, the relaxed one is told three times as wrongly."""
+    host = np.repeat(np.arange(30), 2)
+    asked, nothing = np.zeros((60, 56), bool), np.zeros((60, 1), np.float32)
+    asked[:, 5] = True
+    relaxed = np.tile([True, False], 30)
+    told = 0.01 * asked * np.where(relaxed, 3, 1)[:, None]
+    prediction = Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
+    widths = []
+    for known in (relaxed, ~relaxed, np.zeros(60, bool)):
+        samples = Samples(np.arange(60), host, nothing, nothing, nothing, asked, 0 * told, known)
+        widths.append(interval_widths(prediction, samples, 0.4))
+    assert widths == pytest.approx([3, 1, 1], rel=0.02)

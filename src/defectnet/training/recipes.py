@@ -354,9 +354,11 @@ def interval_widths(prediction: Prediction, samples: Samples, coverage: float) -
 
     Split conformal prediction with normalised scores, every host counting alike, because spectra of one host are
     wrong together (Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018)). The samples must be of hosts that training has
-    not seen; with h hosts the quantile is taken at ``coverage`` (h + 1) / h.
+    not seen; with h hosts the quantile is taken at ``coverage`` (h + 1) / h. Where some are of relaxed crystals, only
+    these count: they are what is measured, and networks know spectra made of responses better.
     """
-    row, element = np.nonzero(samples.candidates)
+    judged = samples.relaxed if samples.relaxed.any() else np.ones(len(samples), bool)
+    row, element = np.nonzero(samples.candidates & judged[:, None])
     off = np.abs(prediction.concentration[row, element] - samples.targets[row, element])
     scores = off / (prediction.error[row, element] + ERROR_FLOOR)
     host = samples.host[row]
