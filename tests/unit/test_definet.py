@@ -15,6 +15,7 @@ from ase.io import read, write
 from typer.testing import CliRunner
 
 from defectnet.batches import library_batch, phonon_batch, relax_batch
+from defectnet.batches.starts import OneStepStart
 from defectnet.check import check_definet
 from defectnet.cli import app
 from defectnet.config import load_config, parse_config
@@ -30,8 +31,9 @@ from defectnet.definet.relax import on_host_sites, relax_in_one_step
 from defectnet.dopants import recommend
 from defectnet.errors import InputError, RecordError
 from defectnet.layout import Layout
+from defectnet.phonons.superposition import Superposition
 from defectnet.records import RecordStore, write_manifest
-from defectnet.supercells import plan_host, read_plans
+from defectnet.supercells import Plan, plan_host, read_plans
 
 HOSTS = {"NaCl": 5.64, "KF": 5.34, "LiF": 4.03, "KBr": 6.6, "MgO": 4.21, "CaS": 5.69}
 DOPANTS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Zn", "In")
@@ -413,6 +415,19 @@ def test_relaxations_start_where_the_network_says(run, hosts, tmp_path):
     again = relaxed(start="definet", definet=str(other))
     assert {e.key for e in again[1:]}.isdisjoint({e.key for e in warm[1:]})
     assert relaxed(start="definet", definet=str(checkpoint)) == warm
+
+
+def test_a_start_by_the_network_leaves_vacancies_out(trained):
+    primitive = bulk("NaCl", "rocksalt", a=5.64)
+    start = OneStepStart(trained, Superposition(primitive, 2 * np.eye(3, dtype=int), np.zeros((2, 16, 3, 3)), []), "")
+    with_vacancy, hessian = start.guess(Plan((0, 4), ("Vac", "K")))
+    assert with_vacancy.shape == (15, 3)
+    assert hessian.shape == (45, 45)
+    without, hessian = start.guess(Plan((0, 4), ("Li", "K")))
+    assert without.shape == (16, 3)
+    assert hessian.shape == (48, 48)
+    # Neighbours of the empty site move otherwise than those of lithium.
+    assert np.abs(with_vacancy - without[1:]).max() > 1e-4
 
 
 def test_a_start_by_a_network_needs_one(run, tmp_path):
