@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 from defectnet.errors import RecordError
 
@@ -29,3 +31,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"{path}: cannot write {len(data)} bytes: {error.strerror}; free space or fix the permissions of "
             f"{path.parent} and run again: everything written so far is intact"
         ) from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON to be read by people as well; see :func:`write_atomically`."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())

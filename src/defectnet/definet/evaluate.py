@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from defectnet.definet.graphs import crystal_graph
 from defectnet.definet.pairs import Pair
 from defectnet.definet.parts import TESTS
 from defectnet.errors import InputError
-from defectnet.files import write_atomically
+from defectnet.files import write_json
 from defectnet.progress import track
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def evaluate(
                 if chosen:
                     rows.append({"split": part, "pairs": known, "defects": group, **_mean(chosen)})
     content = {"about": trained.about, "rows": rows}
-    write_atomically(output, (json.dumps(content, indent=1) + "\n").encode())
+    write_json(output, content)
     return rows
 
 

@@ -6,7 +6,6 @@ as counts are divided by Bose and Debye-Waller factors, and what is left of mult
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +18,7 @@ from defectnet.dataset.schema import Dataset
 from defectnet.elements import element_amounts
 from defectnet.errors import InputError
 from defectnet.experiments.resolution import Resolution, area_below, broadened
-from defectnet.files import write_atomically
+from defectnet.files import write_atomically, write_json
 from defectnet.phonons.pdos import bin_centers, spectrum
 from defectnet.seeds import generator
 
@@ -136,7 +135,7 @@ def simulate_measurement(
         "files": {role: path.name for role, path in paths.items()},
     }
     truth_path = output / f"{stem}_truth.json"
-    write_atomically(truth_path, (json.dumps(truth, indent=1) + "\n").encode())
+    write_json(truth_path, truth)
     return Simulated(paths["pristine"], paths["doped"], truth_path)
 
 

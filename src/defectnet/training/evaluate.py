@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -18,7 +17,7 @@ from defectnet.dataset.schema import Dataset
 from defectnet.dataset.splits import host_groups, without_unseen
 from defectnet.elements import SYMBOLS
 from defectnet.errors import RecordError
-from defectnet.files import write_atomically
+from defectnet.files import write_atomically, write_json
 from defectnet.models.baselines import BASELINE_AXIS, BASELINES, Estimate
 from defectnet.models.defectnet import count_parameters
 from defectnet.models.response import LEVELS
@@ -129,7 +128,7 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
     packed = {"method": "gzip", "compresslevel": 6, "mtime": 0}
     predictions.to_csv(table, index=False, float_format="%.6g", lineterminator="\n", compression=packed)
     write_atomically(output_predictions, table.getvalue())
-    write_atomically(output_metrics, (json.dumps(found, indent=1) + "\n").encode())
+    write_json(output_metrics, found)
 
 
 def _hide_one(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
