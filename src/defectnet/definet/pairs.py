@@ -132,7 +132,7 @@ def _pairs_of_batch(run: str, layout: Layout, batch: str, superpose: bool) -> It
                 continue
             plan = plans[host].plans[int(doped.item.removeprefix("doped-"))]
             known = library is not None and bool(library.digest(plan))
-            superposed = library.superpose(plan).displacements if known else None
+            superposed = library.superpose.displacements(plan) if known else None
             name = f"{run}/{host}/{doped.item}"
             yield _pair(name, record, sites, plan, superposed)
 

@@ -10,7 +10,7 @@ what takes their bonds away, leave the sum at the end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -137,32 +137,43 @@ class Superposition:
         arrives = self.group.images[order][:, sites] == np.arange(len(sites))
         return order[arrives.argmax(axis=0)]
 
-    def __call__(self, plan: Plan) -> Superposed:
-        """The arrangement ``plan``. Raises :class:`PhysicsError` for a single defect that is not known."""
+    def _placed(self, plan: Plan) -> Iterator[tuple[Defect, np.ndarray, Callable[[np.ndarray], np.ndarray]]]:
+        """The defects of an arrangement, each with its Cartesian rotation [3, 3] and what carries its addresses there.
+
+        Raises :class:`PhysicsError` for a single defect that is not known.
+        """
         unknown = self.needs(plan) - set(self.defects)
         if unknown:
             told = ", ".join(f"{dopant} on site {site}" for site, dopant in sorted(unknown))
             raise PhysicsError(f"single defects that are not in the library: {told}")
-        displacements = np.zeros((len(self.folding), 3))
-        hessian = self.hessian.copy()
         for atom, dopant in zip(plan.sites, plan.dopants, strict=True):
             parent = self.folding.parent[atom]
             defect = self.defects[int(self.group.sites[parent]), dopant]
             operation = self._operations[parent]
-            rotation = self.group.cartesian[operation]
             origin = self.folding.lattice[atom] - self.group.shifts[operation, defect.site]
-            carried = partial(self._carried, operation, origin)
+            yield defect, self.group.cartesian[operation], partial(self._carried, operation, origin)
+
+    def displacements(self, plan: Plan) -> np.ndarray:
+        """[N, 3] in Å by which the atoms of an arrangement leave their sites; errors as of :meth:`__call__`."""
+        displacements = np.zeros((len(self.folding), 3))
+        for defect, rotation, carried in self._placed(plan):
             moved = carried(defect.atoms)
             where = self.folding.index(moved[:, 0], moved[:, 1:])
             np.add.at(displacements, where, defect.displacements @ rotation.T)
+        displacements = displacements[plan.occupied(len(self.folding))]
+        return displacements - displacements.mean(axis=0)
+
+    def __call__(self, plan: Plan) -> Superposed:
+        """The arrangement ``plan``. Raises :class:`PhysicsError` for a single defect that is not known."""
+        hessian = self.hessian.copy()
+        for defect, rotation, carried in self._placed(plan):
             blocks = defect.blocks
             turned = rotation @ blocks.values @ rotation.T
             fold(Blocks(carried(blocks.first), carried(blocks.second), turned), self.folding, hessian)
-        kept = plan.occupied(len(self.folding))
-        hessian, displacements = cut_out(hessian, kept), displacements[kept]
+        hessian = cut_out(hessian, plan.occupied(len(self.folding)))
         # Blocks that meet at a corner of the supercell they are from may part in a larger one.
         impose_sum_rule(hessian)
-        displacements -= displacements.mean(axis=0)
+        displacements = self.displacements(plan)
         atoms = apply(plan, self.folding.atoms)
         atoms.positions += displacements
         return Superposed(atoms, displacements, hessian)
