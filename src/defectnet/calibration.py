@@ -120,7 +120,7 @@ class Calibration:
             if kind == "relax_host":
                 atoms = size.n_primitive
             if kind in ("direct", "probed"):
-                others = other_dopants(plan.plans[int(entry.item.removeprefix("doped-"))], plan.n_sites)
+                others = other_dopants(plan.plan_of(entry.item), plan.n_sites)
                 needed = float(needed_displacements(size, np.array(others)))
                 if kind == "probed" and others:
                     self.probed.append((others, header["fidelity"] == "direct"))

@@ -69,6 +69,11 @@ class Plan:
     sites: tuple[int, ...]
     dopants: tuple[str, ...]
 
+    @classmethod
+    def single(cls, parent: np.ndarray, atom: int, dopant: str) -> Plan:
+        """One ``dopant`` on the first copy of an ``atom`` of the primitive cell; ``parent`` [N] as in Supercell."""
+        return cls((int(np.flatnonzero(parent == atom)[0]),), (dopant,))
+
     def concentrations(self, n_sites: int) -> dict[str, float]:
         """Substituted sites / ``n_sites`` of every dopant element, as fractions, by symbol in alphabetical order.
 
@@ -98,6 +103,10 @@ class HostPlan:
     orbits: tuple[tuple[int, str], ...]
     candidates: tuple[Candidate, ...]
     plans: tuple[Plan, ...]
+
+    def plan_of(self, item: str) -> Plan:
+        """The arrangement of the doped supercell ``doped-0``, ``doped-1`` … ."""
+        return self.plans[int(item.removeprefix("doped-"))]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, ready for JSON."""

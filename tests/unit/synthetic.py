@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,9 @@ def make_dataset(path: Path, formulas: list[str], per_host: int, repeats: int = 
         "comparisons": comparisons(formulas, 2),
     }
     return write_dataset(path, **arguments | changes)
+
+
+def make_dataset_with_responses(path: Path, formulas: list[str], per_host: int, **changes) -> str:
+    """The same with the response of every candidate."""
+    made = chain(spectra(formulas, per_host, 1), responses(formulas, 1))
+    return make_dataset(path, formulas, per_host, spectra=made, **changes)

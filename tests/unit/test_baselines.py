@@ -1,11 +1,10 @@
 """Baselines: what they may learn from, what they find, and that least squares is exact where its model is."""
 
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import pytest
-from synthetic import make_dataset, responses, spectra
+from synthetic import make_dataset_with_responses
 
 from defectnet.dataset.samples import load_responses, load_samples
 from defectnet.dataset.schema import Dataset
@@ -18,7 +17,7 @@ FORMULAS = ["Si", "GaAs", "ZnSe", "MgO"]
 def data(tmp_path_factory):
     """Samples, eight of each host in order, and responses."""
     path = tmp_path_factory.mktemp("baselines") / "dataset.h5"
-    make_dataset(path, FORMULAS, 8, spectra=chain(spectra(FORMULAS, 8, 1), responses(FORMULAS, 1)))
+    make_dataset_with_responses(path, FORMULAS, 8)
     with Dataset(path) as dataset:
         return load_samples(dataset, BASELINE_AXIS), load_responses(dataset, BASELINE_AXIS)
 

@@ -1,11 +1,9 @@
 """Compact datasets: the same samples and responses from a small file, which says so when asked for more."""
 
-from itertools import chain
-
 import h5py
 import numpy as np
 import pytest
-from synthetic import make_dataset, responses, spectra
+from synthetic import make_dataset_with_responses
 from typer.testing import CliRunner
 
 from defectnet.cli import app
@@ -23,7 +21,7 @@ HALF = 2.0**-11
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     path = tmp_path_factory.mktemp("compact") / "dataset.h5"
-    make_dataset(path, FORMULAS, 4, spectra=chain(spectra(FORMULAS, 4, 1), responses(FORMULAS, 1)))
+    make_dataset_with_responses(path, FORMULAS, 4)
     return path
 
 

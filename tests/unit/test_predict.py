@@ -1,11 +1,10 @@
 """An answer about a measured sample: what must not matter, what must, and what is refused."""
 
 import json
-from itertools import chain
 
 import numpy as np
 import pytest
-from synthetic import make_dataset, responses, spectra, supercell_modes
+from synthetic import make_dataset_with_responses, supercell_modes
 from typer.testing import CliRunner
 
 from defectnet.cli import app
@@ -26,7 +25,7 @@ ASKED = ["In", "P", "Zn"]
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     path = tmp_path_factory.mktemp("predict") / "dataset.h5"
-    make_dataset(path, FORMULAS, 8, spectra=chain(spectra(FORMULAS, 8, 1), responses(FORMULAS, 1)))
+    make_dataset_with_responses(path, FORMULAS, 8)
     return path
 
 

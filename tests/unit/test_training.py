@@ -2,13 +2,12 @@
 
 import json
 import logging
-from itertools import chain
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import make_dataset, responses, spectra
+from synthetic import make_dataset, make_dataset_with_responses
 
 from defectnet.config import Spectra, Training
 from defectnet.dataset.samples import Axis, load_samples
@@ -132,8 +131,7 @@ def test_state_of_other_settings_or_damaged_is_not_resumed(dataset, runs, tmp_pa
 @pytest.mark.parametrize("name", ["published", "response"])
 def test_finetuning_starts_from_a_trained_network(name, tmp_path):
     formulas = FORMULAS[:4]
-    whole = chain(spectra(formulas, 6, 1), responses(formulas, 1))
-    make_dataset(tmp_path / "d.h5", formulas, 6, spectra=whole)
+    make_dataset_with_responses(tmp_path / "d.h5", formulas, 6)
     path = fit.train(tmp_path / "d.h5", Training(epochs=3), name, "host", 0, SEED, tmp_path / "first")
     base = fit.load_checkpoint(path)
     frozen = "encoder" if name == "published" else "corrector"
@@ -298,7 +296,7 @@ def test_metrics_are_deterministic_and_pooled(dataset, runs, evaluated, tmp_path
 def test_network_that_knows_responses(tmp_path):
     """Its presence and intervals are scored at each level, beside least squares that knows the same responses."""
     formulas = FORMULAS[:3]
-    make_dataset(tmp_path / "d.h5", formulas, 4, spectra=chain(spectra(formulas, 4, 1), responses(formulas, 1)))
+    make_dataset_with_responses(tmp_path / "d.h5", formulas, 4)
     fit.train(tmp_path / "d.h5", Training(epochs=1), "response", "host", 0, SEED, tmp_path)
     fit.train(tmp_path / "d.h5", Training(epochs=1), "published", "host", 0, SEED, tmp_path / "other")
     evaluate(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import replace
-from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,7 @@ from fakes import blocks as as_blocks
 from fakes import exact_hessian, rock_salt
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import make_dataset, responses, spectra
+from synthetic import make_dataset, make_dataset_with_responses
 
 from defectnet.batches import COMPARISON, library_batch, phonon_batch, relax_batch, structure_of, superpose_batch
 from defectnet.check import check
@@ -524,8 +523,8 @@ FORMULAS = ["GaAs", "MgO", "NaCl", "KBr"]
 def learned(tmp_path_factory):
     """Dataset, and checkpoints of both networks, of 24 spectra."""
     folder = tmp_path_factory.mktemp("learned")
-    made = chain(spectra(FORMULAS, 6, 1), responses(FORMULAS, 1))
-    make_dataset(folder / "dataset.h5", FORMULAS, 6, spectra=made, vocabulary=(*PUBLISHED_VOCABULARY, VACANCY))
+    vocabulary = (*PUBLISHED_VOCABULARY, VACANCY)
+    make_dataset_with_responses(folder / "dataset.h5", FORMULAS, 6, vocabulary=vocabulary)
     given = folder / "dataset.h5", Training(epochs=2)
     return given[0], {
         preset: train(*given, preset, "row", 0, 0, folder / preset) for preset in ("published", "response")

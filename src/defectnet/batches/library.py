@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from defectnet.batches.pristine import pristine_phonons, pristine_relaxation, problem_of_host
+from defectnet.batches.pristine import force_constants_of, pristine_phonons, pristine_relaxation, problem_of_host
 from defectnet.batches.worker import Job, enough_steps, relaxation_record, structure_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -43,7 +43,7 @@ def library_batch(
         if problem:
             entries.append(Entry(host.id, "defects", "skipped", reason=f"pristine host: {problem}"))
             continue
-        superposition = Superposition(structure_of(relaxed), plan.matrix, _force_constants(pristine), [])
+        superposition = Superposition(structure_of(relaxed), plan.matrix, force_constants_of(pristine), [])
         for site, dopant in inequivalent_sites(superposition.primitive, plan.candidates):
             entries.append(_defect(job, entry, superposition, site, dopant))
     return entries
@@ -92,10 +92,6 @@ def _defect(job: Job, pristine: Entry, host: Superposition, site: int, dopant: s
     return job.item("library", pristine.host, item, key, compute, partial(enough_steps, job))[0]
 
 
-def _force_constants(pristine: Record) -> np.ndarray:
-    return pristine.arrays["force_constants"].astype(float)
-
-
 @dataclass(frozen=True)
 class Library:
     """A host with its finished single defects, and the key of each record by (site, dopant)."""
@@ -137,4 +133,4 @@ def read_library(
         site, dopant = record.header["site"], record.header["dopant"]
         defects.append(Defect(site, dopant, values["atoms"], values["displacements"], blocks))
         keys[site, dopant] = entry.key
-    return Library(Superposition(structure_of(relaxed), plan.matrix, _force_constants(pristine), defects), keys)
+    return Library(Superposition(structure_of(relaxed), plan.matrix, force_constants_of(pristine), defects), keys)

@@ -9,7 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from defectnet.batches.library import Library, read_library
-from defectnet.batches.pristine import phonon_inputs, phonon_record, pristine_phonons, supercells_of, wide_matrix
+from defectnet.batches.pristine import (
+    force_constants_of,
+    phonon_inputs,
+    phonon_record,
+    pristine_phonons,
+    supercells_of,
+    wide_matrix,
+)
 from defectnet.batches.worker import PRISTINE, Job, problem_of, structure_of
 from defectnet.config import Config
 from defectnet.digests import digest
@@ -101,7 +108,7 @@ class Ground:
         if wide is None:
             return cls(stable, read, read.superpose, key)
         matrix = wide_matrix(job.config, plan.matrix, structure_of(relaxed))
-        return cls(stable, read, read.superpose.into(matrix, wide.arrays["force_constants"].astype(float)), key)
+        return cls(stable, read, read.superpose.into(matrix, force_constants_of(wide)), key)
 
 
 def _phonons_of_doped(job: Job, relaxation: Entry, relaxed: Record, plan: Plan, ground: Ground, probed: bool) -> Entry:

@@ -68,6 +68,11 @@ def pristine_phonons(
     return job.item("phonons", relaxation.host, item, key, compute)
 
 
+def force_constants_of(phonons: Record) -> np.ndarray:
+    """Force constants [n, N, 3, 3] in eV/Å² of an undoped supercell, in double precision."""
+    return phonons.arrays["force_constants"].astype(float)
+
+
 def supercells_of(job: Job, relaxed: Record, matrix: np.ndarray) -> dict[str, np.ndarray]:
     """Expansion matrices of a host's undoped supercells by item: of doping, and of all spectra if that is another."""
     matrices = {PRISTINE: matrix}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from defectnet.batches.library import read_library
-from defectnet.batches.pristine import pristine_phonons
+from defectnet.batches.pristine import force_constants_of, pristine_phonons
 from defectnet.batches.worker import Job, structure_of
 from defectnet.digests import digest, file_digest
 from defectnet.phonons.superposition import Superposition
@@ -74,5 +74,5 @@ def start_of(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, libra
     from defectnet.definet.fit import load_trained  # torch
 
     path = Path(settings.definet)
-    host = Superposition(structure_of(relaxed), plan.matrix, pristine.arrays["force_constants"].astype(float), [])
+    host = Superposition(structure_of(relaxed), plan.matrix, force_constants_of(pristine), [])
     return OneStepStart(load_trained(path), host, digest(network=file_digest(path), phonons=entry.key))

@@ -188,7 +188,7 @@ def _responses(job: Job, plan: HostPlan, ground: Ground) -> Entry:
     def compute(_checkpoint: Path) -> Record:
         plans, fidelities, shares = [], [], []
         for fidelity, site, dopant in rows:
-            plans.append(Plan((int(np.flatnonzero(parents == site)[0]),), (dopant,)))
+            plans.append(Plan.single(parents, site, dopant))
             fidelities.append(fidelity)
             same_element = wide.primitive.numbers == wide.primitive.numbers[site]
             shares.append(float(np.mean(sites[same_element] == site)))

@@ -126,9 +126,9 @@ def _cell(trained: Trained, job: Job, batch: str, name: str) -> tuple[Atoms, dic
     single = entries["library"].get(item)
     if single:
         header = job.store.read("library", host, single.key).header
-        arrangement = Plan((int(np.flatnonzero(folding.parent == header["site"])[0]),), (header["dopant"],))
+        arrangement = Plan.single(folding.parent, header["site"], header["dopant"])
     else:
-        arrangement = plan.plans[int(item.removeprefix("doped-"))]
+        arrangement = plan.plan_of(item)
     unrelaxed = apply(arrangement, folding.atoms)
     guesses = {
         "cold": (),

@@ -121,8 +121,7 @@ def _pairs_of_batch(run: str, layout: Layout, batch: str, superpose: bool) -> It
             record = store.read("library", host, defect.key)
             if record.header["quality"]["converged"]:
                 header, name = record.header, f"{run}/{host}/{defect.item}"
-                site = int(np.flatnonzero(sites.parent == header["site"])[0])
-                yield _pair(name, record, sites, Plan((site,), (header["dopant"],)))
+                yield _pair(name, record, sites, Plan.single(sites.parent, header["site"], header["dopant"]))
         library = _library(store, pristine, plans[host], own) if superpose else None
         for doped in own["relax"]:
             if doped.item == PRISTINE:
@@ -130,7 +129,7 @@ def _pairs_of_batch(run: str, layout: Layout, batch: str, superpose: bool) -> It
             record = store.read("relax", host, doped.key)
             if not record.header["quality"]["converged"]:
                 continue
-            plan = plans[host].plans[int(doped.item.removeprefix("doped-"))]
+            plan = plans[host].plan_of(doped.item)
             known = library is not None and bool(library.digest(plan))
             superposed = library.superpose.displacements(plan) if known else None
             name = f"{run}/{host}/{doped.item}"

@@ -61,8 +61,8 @@ def single_defect(
     ``checkpoint`` is that of :func:`~defectnet.phonons.hessian.evaluate_forces`.
     Raises :class:`PhysicsError` as relaxation and Hessian do.
     """
-    origin = int(np.flatnonzero(folding.parent == site)[0])
-    plan, n_sites = Plan((origin,), (dopant,)), len(folding)
+    plan, n_sites = Plan.single(folding.parent, site, dopant), len(folding)
+    (origin,) = plan.sites
     start, kept = apply(plan, folding.atoms), plan.occupied(n_sites)
     relaxed = relax_defect(start, model, relaxation, cut_out(host_hessian, kept))
     result = reference_phonons(relaxed.atoms, ONE_CELL, model, phonons, atoms_per_pass, checkpoint)
