@@ -30,9 +30,11 @@ def check(settings: Config, *, with_potential: bool = True) -> Iterator[str]:
         yield check_pretrained(settings)
     if settings.run.models is not None:
         yield check_models(settings)
+    for path in (settings.run.dataset, settings.run.other_potential):
+        if path is not None:
+            with Dataset(Path(path)) as data:
+                yield f"{path}: {len(data.spectra.id)} spectra of {len(data.hosts.id)} hosts"
     if settings.run.dataset is not None:
-        with Dataset(Path(settings.run.dataset)) as data:
-            yield f"{settings.run.dataset}: {len(data.spectra.id)} spectra of {len(data.hosts.id)} hosts"
         return
     hosts = read_sheet(settings.hosts.sheet)
     check_hosts(hosts, settings.hosts.sheet, settings.hosts.vocabulary)

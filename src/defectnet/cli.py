@@ -395,7 +395,7 @@ def evaluate(config: ConfigFile = DEFAULT_CONFIG) -> None:
     settings = load_config(config)
     layout = Layout.of(settings)
     checkpoints = [model / "checkpoint.pt" for model in layout.models(settings.training)]
-    score(layout.dataset, checkpoints, layout.metrics, layout.predictions)
+    score(layout.dataset, checkpoints, layout.metrics, layout.predictions, layout.other_potential)
     log.info("wrote %s and %s", layout.metrics, layout.predictions)
 
 

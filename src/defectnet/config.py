@@ -58,6 +58,11 @@ class Run(Block):
     models: str | None = Field(
         None, description="Directory of finished networks to evaluate, PRESET-SPLIT-REPEAT/; null: trained by this run."
     )
+    other_potential: str | None = Field(
+        None,
+        description="A dataset of the same hosts by another potential, on which networks of the host split are scored, "
+        "too; null: none.",
+    )
     seed: int = Field(20250602, ge=0, description="Master seed; each host and purpose draws from its own stream.")
 
 

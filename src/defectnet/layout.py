@@ -30,12 +30,14 @@ class Layout:
     results: Path
     given_dataset: Path | None = None
     given_models: Path | None = None
+    other_potential: Path | None = None
 
     @classmethod
     def of(cls, config: Config) -> Layout:
         """Paths of the run that a configuration describes."""
         run = config.run
-        return cls(Path(run.results), *(None if path is None else Path(path) for path in (run.dataset, run.models)))
+        given = run.dataset, run.models, run.other_potential
+        return cls(Path(run.results), *(None if path is None else Path(path) for path in given))
 
     @property
     def configs(self) -> Path:

@@ -121,7 +121,7 @@ potentail: {name: sevennet}
     [
         ("run: {sed: 3}", "run.sed", ["unknown key", "did you mean seed?", "name", "results"]),
         ("potentail: {}", "potentail", ["did you mean potential?", "supercells"]),
-        ("run: {zzz: 3}", "run.zzz", ["unknown key", "allowed keys: name, results, dataset, models, seed"]),
+        ("run: {zzz: 3}", "run.zzz", ["unknown key", "allowed keys: name, results, dataset, models, other_potential"]),
         ("supercells: {doped_per_host: many}", "supercells.doped_per_host", ["integer", "'many'"]),
         ("supercells: {doped_per_host: 2.5}", "supercells.doped_per_host", ["integer", "2.5"]),
         ("supercells: {doped_per_host: 2000}", "supercells.doped_per_host", ["1000", "2000"]),

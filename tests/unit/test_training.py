@@ -2,12 +2,13 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from synthetic import make_dataset, make_dataset_with_responses
+from synthetic import host_entry, make_dataset, make_dataset_with_responses, spectra
 
 from defectnet.config import Spectra, Training
 from defectnet.dataset.samples import Axis, load_samples
@@ -336,6 +337,59 @@ def test_metrics_follow_from_the_predictions(evaluated):
         for model, levels in models.items():
             for level, found in levels.items():
                 assert again[split_kind][model][level]["rmse_at"] == pytest.approx(found["rmse_at"], rel=1e-4)
+
+
+def softened(formulas, per_host, potential="soft springs"):
+    """The crystals of the dataset with frequencies 10 % lower, said to be by another potential."""
+    for entry in spectra(formulas, per_host, 1):
+        modes = replace(entry.modes, energies_meV=0.9 * entry.modes.energies_meV)
+        yield replace(entry, modes=modes, potential=potential)
+
+
+def test_spectra_by_another_potential(dataset, runs, evaluated, tmp_path):
+    """The networks of the host split are asked about their own test hosts, with the same hosts' candidates."""
+    known = [*reversed(FORMULAS[1:]), "AgBr"]  # in another order, one lacking, one more
+    make_dataset(tmp_path / "soft.h5", known, 3, spectra=softened(known, 3), comparisons={})
+    checkpoints = [run / "checkpoint.pt" for run in runs]
+    evaluate(dataset, checkpoints, tmp_path / "m.json", tmp_path / "p.csv.gz", tmp_path / "soft.h5")
+    table = pd.read_csv(tmp_path / "p.csv.gz")
+    again, own = table[table["split"] == "potential"], table[table["split"] == "host"]
+    for repeat, part in again.groupby("repeat"):
+        assert set(part["host"]) == set(own["host"][own["repeat"] == repeat]) - {f"host-{FORMULAS[0]}"}
+    with Dataset(tmp_path / "soft.h5") as data:
+        for _, row in again.iterrows():
+            true = data.spectra.concentrations[data.spectra.id.index(row["spectrum"])]
+            assert row["true"] == pytest.approx(element_amounts(true).get(row["element"], 0.0), rel=1e-5)
+    before, after = (json.loads(path.read_text())["splits"] for path in (evaluated[0], tmp_path / "m.json"))
+    scores = after.pop("potential")
+    assert after == before
+    assert scores["published"]["none"]["n"] == len(again[again["level"] == "none"])
+    # Undoped and doped spectrum soften alike, and the mean does not look at them.
+    same = own[own["level"] == "none"].merge(again, on=["repeat", "level", "spectrum", "element"])
+    assert len(same) and (same["mean_x"] == same["mean_y"]).all() and (same["ridge_x"] != same["ridge_y"]).any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"spectra": softened(FORMULAS, 1, "springs")}, "is by springs, as is"),
+        ({"settings": Spectra(energy_max_meV=130.0)}, "another energy grid"),
+        ({"hosts": [replace(host_entry(name), candidates={"Zr": "Mg"}) for name in FORMULAS]}, "other candidates"),
+    ],
+)
+def test_other_potential_that_cannot_be_compared(dataset, runs, tmp_path, changes, says):
+    made = {"spectra": softened(FORMULAS, 0 if "hosts" in changes else 1), "comparisons": {}} | changes
+    if "hosts" in changes:
+        pristine = list(made["spectra"])
+        doped = [
+            replace(one, id=f"{one.id}-Zr", role="doped", concentrations={"Zr": 0.125}, fidelity="direct")
+            for one in pristine
+        ]
+        made["spectra"] = pristine + doped
+    make_dataset(tmp_path / "soft.h5", FORMULAS, 1, **made)
+    files = tmp_path / "m.json", tmp_path / "p.csv.gz"
+    with pytest.raises(InputError, match=says):
+        evaluate(dataset, [runs[0] / "checkpoint.pt"], *files, tmp_path / "soft.h5")
 
 
 def test_networks_of_another_dataset_are_refused(runs, tmp_path):

@@ -3,6 +3,7 @@ rule evaluate:
     input:
         dataset=LAYOUT.dataset,
         models=[model / "checkpoint.pt" for model in MODELS],
+        other_potential=LAYOUT.other_potential or [],
     output:
         metrics=report(LAYOUT.metrics, category="Results", caption="../report/metrics.rst"),
         predictions=LAYOUT.predictions,

@@ -28,6 +28,7 @@ MODEL_NAMES = {
     "absolute": "Published, absolute axis",
     "published": "Published network",
     "nnls": "Least squares",
+    "nnls_scaled": "Scaled least squares",
     "trees": "Boosted trees",
     "ridge": "Ridge regression",
     "mean": "Training mean",
@@ -37,6 +38,7 @@ SPLIT_NAMES = {
     "row": "unseen arrangements, known hosts",
     "configuration": "relaxed spectra of known hosts",
     "element": "unseen dopants",
+    "potential": "unseen hosts, other potential",
 }
 LEVEL_NAMES = {"library": "knows single defects", "mass_only": "knows masses", "none": ""}
 """What models are told beside the spectra, best first."""

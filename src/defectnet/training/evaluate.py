@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -13,10 +14,10 @@ import numpy as np
 import pandas as pd
 
 from defectnet.dataset.samples import Axis, Responses, Samples, load_responses, load_samples
-from defectnet.dataset.schema import Dataset
+from defectnet.dataset.schema import Dataset, HostTable, SpectrumTable
 from defectnet.dataset.splits import host_groups, without_unseen
 from defectnet.elements import SYMBOLS
-from defectnet.errors import RecordError
+from defectnet.errors import InputError, RecordError
 from defectnet.files import write_atomically, write_json
 from defectnet.models.baselines import BASELINE_AXIS, BASELINES, Estimate
 from defectnet.models.defectnet import count_parameters
@@ -24,6 +25,9 @@ from defectnet.models.response import LEVELS
 from defectnet.training.fit import PARTS, Checkpoint, load_checkpoint
 from defectnet.training.metrics import metrics, open_set, wrong_host_auroc
 from defectnet.training.recipes import ERROR_FLOOR
+
+POTENTIAL = "potential"
+"""Split that asks about unseen hosts by another potential than training knows."""
 
 
 class Predictor(Protocol):
@@ -51,7 +55,13 @@ class Network:
         return Estimate(told.concentration, told.presence, width, told.foreign, told.unexplained)
 
 
-def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, output_predictions: Path) -> None:
+def evaluate(
+    dataset: Path,
+    checkpoints: Sequence[Path],
+    output_metrics: Path,
+    output_predictions: Path,
+    other_potential: Path | None = None,
+) -> None:
     """Predict the test part of every checkpoint of ``train`` and score the predictions.
 
     The mask of a test spectrum is the full candidate list of its host, always; the baselines learn from the training
@@ -67,14 +77,21 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
     each network. For ``open_set`` every test spectrum is asked about a second time without one of its dopants, for
     ``wrong_host_auroc`` as one of another host.
 
-    Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged.
+    Split ``potential`` asks networks of the host split, and baselines of its training part, about the spectra that the
+    dataset ``other_potential`` has of their test hosts, with what ``dataset`` knows of these.
+
+    Raises :class:`RecordError` when a network was trained on another dataset or a file is damaged, and
+    :class:`InputError` when ``other_potential`` does not fit.
     """
     frames: list[pd.DataFrame] = []
     suspicions: list[pd.DataFrame] = []
     fits: list[pd.DataFrame] = []
     parameters: dict[str, int] = {}
-    with Dataset(dataset) as data:
+    with ExitStack() as files:
+        data = files.enter_context(Dataset(dataset))
+        other = None if other_potential is None else files.enter_context(Dataset(other_potential))
         seen = cache(partial(load_samples, data))
+        elsewhere = cache(partial(_by_other_potential, data, other))
         # Networks that are told responses see the axis of the baselines.
         samples, responses = seen(BASELINE_AXIS), load_responses(data, BASELINE_AXIS)
         groups = host_groups(data)[samples.host]
@@ -97,12 +114,12 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
             hidden, without = _hide_one(samples[test], seed=repeat)
             strange = _of_another_host(groups, test, seed=repeat)
             for level in levels:
-                answers = {}
-                for name, predictor in predictors.items():
-                    if level not in predictor.levels:
-                        continue
+                able = {name: one for name, one in predictors.items() if level in one.levels}
+                answers = {name: one.predict(seen(one.axis)[test], responses, level) for name, one in able.items()}
+                table = _table(data.spectra, data.hosts, samples[test], known, answers)
+                frames.append(table.assign(split=kind, repeat=repeat, level=level))
+                for name, predictor in able.items():
                     asked = seen(predictor.axis)[test]
-                    answers[name] = predictor.predict(asked, responses, level)
                     of = {"split": kind, "model": name, "level": level, "host": samples.host[test]}
                     if (before := answers[name].foreign) is not None:
                         after = predictor.predict(replace(asked, candidates=without), responses, level).foreign
@@ -113,10 +130,16 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
                         after = predictor.predict(told, responses, level).unexplained
                         score = {"wrong": False, "unexplained": before}, {"wrong": True, "unexplained": after}
                         fits += [pd.DataFrame(of | {"relaxed": asked.relaxed} | one) for one in score]
-                table = _table(data, samples[test], known, answers)
-                frames.append(table.assign(split=kind, repeat=repeat, level=level))
+                if kind == "host" and other is not None:
+                    unseen = np.isin(elsewhere(BASELINE_AXIS).host, samples.host[test])
+                    told = {name: elsewhere(one.axis)[unseen] for name, one in able.items()}
+                    answers = {name: able[name].predict(asked, responses, level) for name, asked in told.items()}
+                    table = _table(other.spectra, data.hosts, elsewhere(BASELINE_AXIS)[unseen], known, answers)
+                    frames.append(table.assign(split=POTENTIAL, repeat=repeat, level=level))
         digest = data.digest
     predictions = pd.concat(frames, ignore_index=True)
+    if other_potential and POTENTIAL not in set(predictions["split"]):
+        raise InputError(f"run.other_potential: {other_potential} has no host that a host split left to its test")
     found = {
         "dataset_digest": digest,
         "parameters": parameters,
@@ -129,6 +152,26 @@ def evaluate(dataset: Path, checkpoints: Sequence[Path], output_metrics: Path, o
     predictions.to_csv(table, index=False, float_format="%.6g", lineterminator="\n", compression=packed)
     write_atomically(output_predictions, table.getvalue())
     write_json(output_metrics, found)
+
+
+def _by_other_potential(data: Dataset, other: Dataset, axis: Axis) -> Samples:
+    """All doped spectra of ``other`` whose host is in ``data``, too, with the host numbers that ``data`` has.
+
+    Raises :class:`InputError` where the two cannot be compared.
+    """
+    if not np.array_equal(data.edges_meV, other.edges_meV):
+        raise InputError(f"run.other_potential: {other.path} has another energy grid than {data.path}")
+    if shared := sorted(set(data.spectra.potential) & set(other.spectra.potential)):
+        raise InputError(f"run.other_potential: {other.path} is by {', '.join(shared)}, as is {data.path}")
+    samples = load_samples(other, axis)
+    number = {name: row for row, name in enumerate(data.hosts.id)}
+    host = np.array([number.get(name, -1) for name in other.hosts.id])[samples.host]
+    samples = replace(samples, host=host)[host >= 0]
+    strange = (samples.candidates != data.hosts.candidates[samples.host]).any(axis=1)
+    if strange.any():
+        names = sorted({data.hosts.id[row] for row in samples.host[strange]})
+        raise InputError(f"run.other_potential: {other.path} has other candidates for {', '.join(names)}")
+    return samples
 
 
 def _hide_one(samples: Samples, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -157,18 +200,20 @@ def _told_of(samples: Samples, others: Samples) -> Samples:
     return replace(samples, **{name: getattr(others, name) for name in names})
 
 
-def _table(data: Dataset, test: Samples, training: Samples, answers: dict[str, Estimate]) -> pd.DataFrame:
+def _table(
+    spectra: SpectrumTable, hosts: HostTable, test: Samples, training: Samples, answers: dict[str, Estimate]
+) -> pd.DataFrame:
     """One line per spectrum and candidate."""
     spectrum, element = np.nonzero(test.candidates)
     row, host = test.row[spectrum], test.host[spectrum]
     symbols = SYMBOLS[: test.candidates.shape[1]]
-    replaces = [replaced.get(symbol, "") for replaced in data.hosts.replaces for symbol in symbols]
-    moved = data.spectra.quality.get("displacement_max_A", np.full(len(data.spectra.id), np.nan))
+    replaces = [replaced.get(symbol, "") for replaced in hosts.replaces for symbol in symbols]
+    moved = spectra.quality.get("displacement_max_A", np.full(len(spectra.id), np.nan))
     columns = {
-        "spectrum": _text(data.spectra.id, row),
-        "host": _text(data.hosts.id, host),
-        "formula": _text(data.hosts.formula, host),
-        "fidelity": _text(data.spectra.fidelity, row),
+        "spectrum": _text(spectra.id, row),
+        "host": _text(hosts.id, host),
+        "formula": _text(hosts.formula, host),
+        "fidelity": _text(spectra.fidelity, row),
         "displacement_max_A": moved[row],
         "element": _text(symbols, element),
         "replaces": _text(replaces, host * len(symbols) + element),
