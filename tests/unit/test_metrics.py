@@ -120,6 +120,7 @@ def test_subsets():
         "mass_ratio": {"<0.5": 2, "1.25-2": 1, ">=2": 3},
         "traces_by_mass_ratio": {">=2": 2},  # Ge in a, and S, which is not in c
         "concentration_at": {"0.2-0.5": 3, "0.5-2": 3, "2-5": 3, ">=5": 3, ">=0.5": 5},
+        "present_at": {"0.2-0.5": 1, "0.5-2": 1, "2-5": 1, ">=5": 1, ">=0.5": 3},
     }
     assert found["subsets"]["concentration_at"]["0.5-2"]["n_present"] == 1
     assert found["n"] == 6

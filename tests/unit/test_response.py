@@ -62,6 +62,8 @@ def world():
         mass_only=masses.astype(np.float32),
         knows_library=known,
         knows_mass=known,
+        finite=response[:, None].astype(np.float32),
+        scatter=np.zeros((HOSTS, 1, 2, BINS), np.float32),
     )
     host = np.repeat(np.arange(HOSTS), 40)
     amounts = rng.exponential(0.03, (len(host), CANDIDATES)) * (rng.random((len(host), CANDIDATES)) < 0.5)
@@ -73,7 +75,7 @@ def world():
     samples = Samples(
         row=np.arange(len(host)), host=host, pristine=pristine[host].astype(np.float32),
         doped=doped.astype(np.float32), composition=silicon[host], candidates=asked, targets=targets,
-        relaxed=np.zeros(len(host), bool),
+        relaxed=np.zeros(len(host), bool), fold=np.zeros(len(host), int),
     )  # fmt: skip
     return samples, responses
 
@@ -88,6 +90,7 @@ def random_question(seed=0):
         mask=torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0]]).bool(),
         host_pristine=torch.rand(2, BINS),
         response=torch.randn(2, 4, BINS),
+        scatter=0.1 * torch.randn(2, 3, BINS),
         level=torch.tensor([[0, 1, 0, 2], [1, 1, 0, 0]]),
         properties=torch.randn(2, 4, PROPERTIES),
     )
@@ -153,6 +156,34 @@ def test_a_new_network_is_non_negative_least_squares(world):
     off = (predict([model], linear, Hosts(responses), "library").concentration - samples.targets)[samples.candidates]
     assert np.abs(off).max() < 0.01  # 0.02 softplus(-3) is added to start from
     assert np.sqrt(np.mean(off**2)) < 2e-3
+
+
+def test_directions_of_scatter_and_faults_of_a_measurement_do_not_count(world):
+    """Concentrations stay exact whatever is added along the scatter, or as background, or by shifted energies."""
+    samples, responses = world
+    rng = np.random.default_rng(5)
+    scatter = rng.normal(size=(HOSTS, 1, 2, BINS)).astype(np.float32)
+    scatter -= scatter.mean(axis=-1, keepdims=True)
+    amounts = present_candidates(samples, responses)
+    change = np.einsum("nk,nkb->nb", amounts, responses.library[samples.host])
+    added = np.einsum("nr,nrb->nb", rng.normal(size=(len(samples), 2)), scatter[samples.host, 0])
+    disturbed = replace(samples, doped=(samples.pristine + change + added).astype(np.float32))
+    model = ResponseNet(BINS).eval()
+    with torch.no_grad():
+        model.unmixing.log_ridge.fill_(-14.0)
+        model.unmixing.log_noise.fill_(-12.0)
+    told = replace(responses, scatter=scatter)
+    off = [
+        (predict([model], disturbed, Hosts(known), "library").concentration - samples.targets)[samples.candidates]
+        for known in (told, responses)
+    ]
+    assert np.abs(off[0]).max() < 0.01 < 0.03 < np.sqrt(np.mean(off[1] ** 2))
+    # A background and a shift of everything by a third of a bin, of which a network knows by itself.
+    slope = np.linspace(-0.05, 0.05, BINS) * rng.normal(size=(len(samples), 1))
+    moved = 0.3 * np.gradient(change, axis=1)
+    faulty = replace(samples, doped=(samples.pristine + change + moved + slope).astype(np.float32))
+    off = (predict([model], faulty, Hosts(responses), "library").concentration - samples.targets)[samples.candidates]
+    assert np.abs(off).max() < 0.01
 
 
 def test_properties_tell_candidates_apart():
@@ -313,7 +344,7 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
         truth[:, 5] = rng.uniform(0.01, 0.1, len(host))
         told = truth + asked * (0.01 * wrong * rng.normal(size=len(host)))[:, None]
         nothing = np.zeros((len(host), 1), np.float32)
-        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5])
+        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5], 0 * host)
         return samples, Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
 
     covered = []
@@ -337,6 +368,6 @@ def test_intervals_are_those_of_relaxed_crystals_where_there_are_any():
     prediction = Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
     widths = []
     for known in (relaxed, ~relaxed, np.zeros(60, bool)):
-        samples = Samples(np.arange(60), host, nothing, nothing, nothing, asked, 0 * told, known)
+        samples = Samples(np.arange(60), host, nothing, nothing, nothing, asked, 0 * told, known, 0 * host)
         widths.append(interval_widths(prediction, samples, 0.4))
     assert widths == pytest.approx([3, 1, 1], rel=0.02)

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from defectnet.config import Spectra
-from defectnet.dataset.schema import RELAXED, Dataset
+from defectnet.dataset.scatter import DIRECTIONS, FEWEST, FOLDS, folds_of, taught
+from defectnet.dataset.schema import RELAXED, Dataset, SpectrumTable
 from defectnet.elements import index_of
 from defectnet.phonons.modes import Modes
 from defectnet.phonons.pdos import spectrum, strengths
@@ -60,6 +61,7 @@ class Samples:
     candidates       : [n, 56] bool, the dopants that are asked about
     targets          : [n, 56] float32 concentrations, fractions of the sites
     relaxed          : [n] bool, whether the doped spectrum is of a relaxed crystal
+    fold             : [n] which superposed spectra, of :func:`~defectnet.dataset.scatter.folds_of`, do not judge it
     """
 
     row: np.ndarray
@@ -70,6 +72,7 @@ class Samples:
     candidates: np.ndarray
     targets: np.ndarray
     relaxed: np.ndarray
+    fold: np.ndarray
 
     def __len__(self) -> int:
         return len(self.row)
@@ -122,6 +125,7 @@ def load_samples(dataset: Dataset, axis: Axis) -> Samples:
         candidates=dataset.hosts.candidates[hosts],
         targets=dataset.spectra.concentrations[rows].astype(np.float32),
         relaxed=np.isin(dataset.spectra.fidelity, RELAXED)[rows],
+        fold=folds_of(dataset.spectra)[rows],
     )
 
 
@@ -138,6 +142,8 @@ class Responses:
     library, mass_only : [H, K, B] float32 intensities from the host's single defects, and from the dopants' masses in
                          the host's force constants; 0 where unknown
     knows_library, knows_mass : [H, K] bool
+    finite, scatter    : [H, F, K, B], [H, F, R, B] float32 what superposed spectra teach without each of the folds, and
+                         all of them, last (:mod:`~defectnet.dataset.scatter`); ``library`` and 0 where these are few
     """
 
     elements: np.ndarray
@@ -148,6 +154,8 @@ class Responses:
     mass_only: np.ndarray
     knows_library: np.ndarray
     knows_mass: np.ndarray
+    finite: np.ndarray
+    scatter: np.ndarray
 
 
 def asked_candidates(samples: Samples, responses: Responses) -> np.ndarray:
@@ -188,6 +196,7 @@ def load_responses(dataset: Dataset, axis: Axis) -> Responses:
     whole = {name: (total > 0) & np.isclose(total, np.rint(total)) for name, total in shares.items()}
     for name, values in sums.items():
         values[~whole[name]] = 0
+    finite, scatter = _of_superposed(table, spectra, elements, sums["superposed"])
     return Responses(
         elements=elements,
         replaced=replaced,
@@ -197,7 +206,30 @@ def load_responses(dataset: Dataset, axis: Axis) -> Responses:
         mass_only=sums["mass_only"],
         knows_library=whole["superposed"],
         knows_mass=whole["mass_only"],
+        finite=finite,
+        scatter=scatter,
     )
+
+
+def _of_superposed(
+    table: SpectrumTable, spectra: np.ndarray, elements: np.ndarray, dilute: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fields ``finite`` and ``scatter`` of :class:`Responses`."""
+    fold = folds_of(table)
+    finite = np.repeat(dilute[:, None], FOLDS + 1, axis=1)
+    scatter = np.zeros((len(elements), FOLDS + 1, DIRECTIONS, spectra.shape[1]), np.float32)
+    for host, candidates in enumerate(elements):
+        known = np.flatnonzero(candidates >= 0)
+        own = np.flatnonzero((table.host == host) & (fold < FOLDS))
+        if len(own) < FEWEST:
+            continue
+        for left_out in range(FOLDS + 1):
+            rows = own[fold[own] != left_out]
+            change = (spectra[rows] - spectra[table.reference[rows]]).astype(float)
+            concentrations = table.concentrations[rows][:, candidates[known]]
+            response, scatter[host, left_out] = taught(change, concentrations, dilute[host, known])
+            finite[host, left_out, known] = response
+    return finite, scatter
 
 
 def intensities_of(dataset: Dataset, axis: Axis) -> np.ndarray:

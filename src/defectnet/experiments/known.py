@@ -42,7 +42,7 @@ class KnownHost:
                 -1,
                 getattr(self.responses, name),
             ).astype(np.float32)
-            for name in ("pristine", "library", "mass_only")
+            for name in ("pristine", "library", "mass_only", "finite", "scatter")
         }
         return replace(self, responses=replace(self.responses, **curves))
 
@@ -73,4 +73,6 @@ def look_up(dataset: Path, name: str) -> KnownHost:
             raise InputError(f"{dataset}: has {told}; name one by its id, or leave --host out")
         responses = load_responses(data, NETWORK_AXIS)
         one = {key: value[found] for key, value in vars(responses).items()}
+        for key in ("finite", "scatter"):  # a measured spectrum has taught nothing
+            one[key] = one[key][:, -1:]
         return KnownHost(ids[found[0]], Responses(**one), data.edges_meV, data.settings.weighting)

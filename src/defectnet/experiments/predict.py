@@ -277,6 +277,7 @@ def _samples(
         candidates=mask,
         targets=np.zeros(mask.shape, dtype=np.float32),
         relaxed=np.ones(n, dtype=bool),
+        fold=np.zeros(n, dtype=int),
     )
 
 
@@ -288,13 +289,15 @@ def _responses(samples: Samples, known: KnownHost | None) -> Responses:
     replaced = host[(np.abs(ELEMENTS[pairs] - ELEMENTS[host]) @ UNLIKE).argmin(axis=1)]
     curves = {name: np.zeros((elements.size, samples.doped.shape[1]), np.float32) for name in ("library", "mass_only")}
     knows = {name: np.zeros(elements.size, dtype=bool) for name in ("knows_library", "knows_mass")}
+    finite, scatter = np.zeros_like(curves["library"]), np.zeros((1, samples.doped.shape[1]), np.float32)
     pristine = np.nan_to_num(samples.pristine[0])
     if known is not None:
-        pristine = known.responses.pristine[0]
+        pristine, scatter = known.responses.pristine[0], known.responses.scatter[0, 0]
         place = {int(element): k for k, element in enumerate(known.responses.elements[0]) if element >= 0}
         for k, element in enumerate(elements.tolist()):
             if element in place:
                 replaced[k] = known.responses.replaced[0, place[element]]
+                finite[k] = known.responses.finite[0, 0, place[element]]
                 for kept in (curves, knows):
                     for name, values in kept.items():
                         values[k] = getattr(known.responses, name)[0, place[element]]
@@ -303,5 +306,7 @@ def _responses(samples: Samples, known: KnownHost | None) -> Responses:
         replaced=replaced[None],
         composition=samples.composition[:1],
         pristine=pristine[None],
+        finite=finite[None, None],
+        scatter=scatter[None, None],
         **{name: values[None] for name, values in (curves | knows).items()},
     )

@@ -1,9 +1,9 @@
 """What a network has to beat, without any deep learning.
 
 All share one interface: built from the training samples and the responses of all hosts, ``predict(samples, responses,
-level)`` gives an :class:`Estimate`, in which the score of presence is the concentration itself. ``levels`` are those of
-:data:`~defectnet.models.response.LEVELS` at which answers differ: mean, ridge and trees know no responses, so they
-answer at level ``none`` only.
+level)`` gives an :class:`Estimate`, in which the score of presence is the concentration itself, but of generalised
+least squares. ``levels`` are those of :data:`~defectnet.models.response.LEVELS` at which answers differ: mean, ridge
+and trees know no responses, so they answer at level ``none`` only.
 
 They learn from masked entries only, with all candidates of a host in the mask, and see spectra on the absolute axis.
 """
@@ -37,6 +37,9 @@ HOST_QUANTILES = np.append(np.arange(1, 20) / 20, 0.995)
 SUM_WEIGHTS = (0.0, 1.0, 3.0, 10.0, 30.0)
 PENALTIES = (0.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 """Weights of running sums and penalties of large concentrations that least squares chooses from."""
+
+NOISES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""Variances of an intensity beside the scatter that generalised least squares chooses from."""
 
 CHOICE_SAMPLES = 600
 """Training spectra on which least squares chooses."""
@@ -177,8 +180,7 @@ class LeastSquares(Baseline):
     levels = ("library", "mass_only")
 
     def __init__(self, training: Samples, responses: Responses) -> None:
-        count = min(CHOICE_SAMPLES, len(training))
-        some = training[np.random.default_rng(SEED).choice(len(training), count, replace=False)]
+        some = _some(training)
 
         def squares(level: str, weights: tuple[float, float]) -> float:
             error = _unmixed(some, responses, level, *weights)[0] - some.targets
@@ -225,6 +227,63 @@ class ScaledLeastSquares(LeastSquares):
         return Estimate(values, values)
 
 
+class GeneralisedLeastSquares(Baseline):
+    """Least squares on what the host's own superposed spectra teach (:mod:`defectnet.dataset.scatter`).
+
+    Responses are those of finite concentration, and directions in which arrangements scatter count less; the noise
+    beside the scatter is chosen on the training samples. Where superposed spectra are few, these are plain non-negative
+    least squares on the library. Candidates that the library does not know get zero.
+    """
+
+    levels = ("library",)
+
+    def __init__(self, training: Samples, responses: Responses) -> None:
+        some = _some(training)
+
+        def squares(noise: float) -> float:
+            error = _generally_unmixed(some, responses, noise)[0] - some.targets
+            return float((error[some.candidates] ** 2).sum())
+
+        self.noise = min(NOISES, key=squares)
+
+    def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
+        """See :class:`Baseline`."""
+        return _generally_unmixed(samples, responses, self.noise)[0]
+
+    def predict(self, samples: Samples, responses: Responses, level: str) -> Estimate:
+        """See :class:`Baseline`; presence is scored by concentrations over their standard errors."""
+        return Estimate(*_generally_unmixed(samples, responses, self.noise))
+
+
+def _some(training: Samples) -> Samples:
+    """Training samples on which least squares chooses."""
+    count = min(CHOICE_SAMPLES, len(training))
+    return training[np.random.default_rng(SEED).choice(len(training), count, replace=False)]
+
+
+def _generally_unmixed(samples: Samples, responses: Responses, noise: float) -> tuple[np.ndarray, np.ndarray]:
+    """Concentrations [n, 56], and these over their standard errors, at a variance of ``noise`` beside the scatter."""
+    values, significance = np.zeros((2, *samples.targets.shape), np.float32)
+    change = (samples.doped - samples.pristine).astype(float)
+    for host, fold in {*zip(samples.host.tolist(), samples.fold.tolist(), strict=True)}:
+        usable = np.flatnonzero(responses.knows_library[host])
+        if not len(usable):
+            continue
+        elements, scatter = responses.elements[host, usable], responses.scatter[host, fold].astype(float)
+        covariance = scatter.T @ scatter + noise * np.eye(scatter.shape[1])
+        white = np.linalg.cholesky(np.linalg.inv(covariance))
+        basis = responses.finite[host, fold, usable].astype(float) @ white
+        q, r = np.linalg.qr(basis.T)
+        for row in np.flatnonzero((samples.host == host) & (samples.fold == fold)):
+            asked = samples.candidates[row, elements]
+            if asked.any():
+                found = nnls(r[:, asked], q.T @ (change[row] @ white))[0]
+                error = np.sqrt(np.diag(np.linalg.pinv(r[:, asked].T @ r[:, asked])))
+                values[row, elements[asked]] = found
+                significance[row, elements[asked]] = found / np.maximum(error, 1e-12)
+    return values, significance
+
+
 def _unmixed(
     samples: Samples, responses: Responses, level: str, sums: float, penalty: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -263,6 +322,7 @@ def _with_sums(curves: np.ndarray, weight: float) -> np.ndarray:
 
 
 BASELINES: dict[str, type[Baseline]] = {
+    "gls": GeneralisedLeastSquares,
     "nnls": LeastSquares,
     "nnls_scaled": ScaledLeastSquares,
     "trees": Trees,

@@ -6,7 +6,9 @@ host's Hessian. The network works in three steps, each of which stands in this f
 1. *Responses*: those that are known, from single defects or from masses alone, are corrected by a small convolution
    that sees the host's spectrum, the response and the two elements; where nothing is known it makes them up.
 2. *Unmixing*: non-negative least squares of the doped - pristine difference on the responses, in a metric that is
-   learned, unrolled so that gradients pass through it.
+   learned, unrolled so that gradients pass through it. Where the scatter of the host's own superposed spectra is known
+   (:mod:`defectnet.dataset.scatter`), directions in which arrangements scatter count less, and so does what a
+   measurement may add: a background, a shift and a stretch of the energies.
 3. *Judgement*: a transformer over the candidates, which are tokens without an order, sees each one's share in the fit
    and what the fit leaves, and corrects it; it knows saturation, look-alikes and noise.
 
@@ -28,16 +30,26 @@ from defectnet.elements import MAX_Z, Properties
 from defectnet.models.defectnet import TARGET_SCALE
 
 LEVELS = ("library", "mass_only", "none")
-"""What is known of a response: the single defect's force constants; masses in the host's Hessian; nothing."""
+"""What is known of a response: single defects and what superposing these shows; masses in the Hessian; nothing."""
 
 STEPS = 40
 """Iterations of the unrolled least squares."""
 
-NOISE_FLOOR = 0.03
-"""Ridge of the least squares, relative to the diagonal; training goes on from there."""
+RIDGES = (0.03, 0.01)
+"""Ridge of the least squares, relative to the diagonal, without and with known scatter; training goes on from there."""
 
 SIZE_FLOOR = 1.0
-"""Added to squared responses, which are of order 100, so that a weak one cannot explain everything by a lot of it."""
+"""Added to squared responses, which are of order 100 (10 outside of the scatter), so that a weak one cannot explain
+everything by a lot of it."""
+
+FAULTS = (0.01, 0.01, 0.3, 0.5)
+"""Background and its slope over half the axis, in intensities; shift and stretch over half the axis, in bins."""
+
+NOISE = 3e-3
+"""Variance of an intensity beside the scatter; training goes on from there."""
+
+SIGNIFICANT = 1.1
+"""Logarithm of 1 + concentration over standard error, here 2, at which presence is as likely as not before training."""
 
 VACANCY_MASS = 0.5
 """Of nothing, in u, for the networks: less than that of any element, and with a logarithm."""
@@ -56,6 +68,7 @@ class Question:
     mask                   : [n, K] candidates that are asked about
     host_pristine          : [m, B] intensities of the hosts (mean 1 over the axis)
     response               : [m, K, B] intensity per unit concentration; 0 where unknown
+    scatter                : [m, R, B] principal directions of what arrangements add to responses; 0 where unknown
     level                  : [m, K] index in :data:`LEVELS`
     properties             : [m, K, D] of :func:`candidate_properties`
     """
@@ -67,6 +80,7 @@ class Question:
     mask: Tensor
     host_pristine: Tensor
     response: Tensor
+    scatter: Tensor
     level: Tensor
     properties: Tensor
 
@@ -175,44 +189,68 @@ def response_within(measured: Tensor, response: Tensor, host: Tensor) -> Tensor:
 
 
 class Unmixing(nn.Module):
-    """Step 2: non-negative least squares on spectra and on their running sums, which forgive small shifts."""
+    """Step 2: generalised non-negative least squares on spectra and on their running sums."""
 
     def __init__(self, bins: int) -> None:
         super().__init__()
         self.log_weight = nn.Parameter(torch.zeros(bins))
         self.log_cumulative = nn.Parameter(torch.tensor(-1.0))
-        self.log_ridge = nn.Parameter(torch.tensor(np.log(NOISE_FLOOR), dtype=torch.float32))
+        self.log_ridge = nn.Parameter(torch.tensor(RIDGES).log())
+        self.log_noise = nn.Parameter(torch.tensor(NOISE).log())
+        self.log_faults = nn.Parameter(torch.tensor(FAULTS).log())
 
     def metric(self, curves: Tensor) -> Tensor:
         """Curves [..., B] with their running sums [..., 2B], such that plain sums of squares are the metric."""
         sums = self.log_cumulative.exp() * curves.cumsum(dim=-1) / curves.shape[-1] ** 0.5
         return torch.cat([self.log_weight.exp() * curves, sums], dim=-1) / curves.shape[-1] ** 0.5
 
-    def forward(self, difference: Tensor, response: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-        """Concentrations [n, K], and the fit's Gram matrix [n, K, K], projections [n, K] and square [n].
+    def faults(self, difference: Tensor, measured: Tensor) -> Tensor:
+        """What a measurement may add [n, 4, B]: a background and its slope, a shift and a stretch of the energies."""
+        place = torch.linspace(-1, 1, difference.shape[1]).to(difference)
+        moved = torch.gradient(difference, dim=1)[0] * measured
+        kinds = torch.stack([measured, place * measured, moved, place * moved], dim=1)
+        return self.log_faults.exp()[:, None] * kinds
 
-        Of differences [n, B] and responses [n, K, B].
+    def forward(
+        self, difference: Tensor, measured: Tensor, response: Tensor, scatter: Tensor, mask: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Concentrations [n, K] and standard errors [n, K]; Gram matrix [n, K, K], projections [n, K] and square [n].
+
+        Of differences [n, B] where they are ``measured`` [n, B], responses [n, K, B] and scatter [n, R, B].
         """
         target, basis = self.metric(difference), self.metric(response)
-        gram = (basis @ basis.transpose(1, 2)) * (mask[:, :, None] & mask[:, None, :])
-        aim = torch.einsum("nb,nkb->nk", target, basis) * mask
-        scale = (torch.diagonal(gram, dim1=1, dim2=2) + SIZE_FLOOR).sqrt()
+        spread = self.metric(torch.cat([scatter, self.faults(difference, measured)], dim=1))
+        noise = self.log_noise.exp() / difference.shape[-1]
+        inner = torch.linalg.cholesky(spread @ spread.transpose(1, 2) + noise * torch.eye(spread.shape[1]).to(spread))
+
+        def weighted(curves: Tensor) -> Tensor:
+            """Curves [n, ..., 2B] times the inverse covariance, times the noise (Woodbury)."""
+            return curves - torch.cholesky_solve(spread @ curves.transpose(1, 2), inner).transpose(1, 2) @ spread
+
+        weighed = weighted(basis)
+        gram = (weighed @ basis.transpose(1, 2)) * (mask[:, :, None] & mask[:, None, :])
+        aim = torch.einsum("nb,nkb->nk", target, weighed) * mask
+        square = (weighted(target[:, None]).squeeze(1) * target).sum(dim=1)
+        known = scatter.any(dim=(1, 2)).long()
+        size = torch.diagonal(gram, dim1=1, dim2=2)
+        scale = (size + SIZE_FLOOR).sqrt()
         unit = gram / (scale[:, :, None] * scale[:, None, :])
-        unit = unit + torch.diag_embed(self.log_ridge.exp() + (~mask).float())
+        unit = unit + torch.diag_embed(self.log_ridge.exp()[known, None] + (~mask).float())
         wanted = aim / scale
         # Nesterov's accelerated projected gradient; the largest row sum bounds the largest eigenvalue.
         step = 1 / unit.detach().abs().sum(dim=2).amax(dim=1, keepdim=True)
-        found = previous = torch.zeros_like(wanted)
+        found = previous = torch.linalg.solve(unit, wanted).clamp(min=0)
         for k in range(STEPS):
             ahead = found + k / (k + 3) * (found - previous)
             previous = found
             slope = (unit @ ahead[..., None]).squeeze(-1) - wanted
             found = (ahead - step * slope).clamp(min=0)
-        return found / scale, gram, aim, (target**2).sum(dim=1)
+        error = (noise * torch.diagonal(torch.linalg.inv(unit), dim1=1, dim2=2)).sqrt()
+        return found / scale, error / scale, gram, aim, square
 
 
 class ResponseNet(nn.Module):
-    """The three steps; 215,026 parameters with 240 bins. ``bins`` is the length of the spectra."""
+    """The three steps; 215,128 parameters with 240 bins. ``bins`` is the length of the spectra."""
 
     def __init__(self, bins: int, width: int = 96, blocks: int = 2) -> None:
         super().__init__()
@@ -224,7 +262,7 @@ class ResponseNet(nn.Module):
             nn.Conv1d(24, 32, 7, stride=2), nn.SiLU(),
             nn.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Linear(256, width),
         )  # fmt: skip
-        self.candidate = nn.Linear(PROPERTIES + len(LEVELS) + 9 + 2 * WINDOWS, width)
+        self.candidate = nn.Linear(PROPERTIES + len(LEVELS) + 10 + 2 * WINDOWS, width)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.judge = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4))
@@ -242,7 +280,9 @@ class ResponseNet(nn.Module):
         """See :class:`Question` and :class:`Answer`."""
         host, mask, measured = question.host, question.mask, question.measured.float()
         pristine, difference, response = self.compared(question)
-        unmixed, gram, aim, square = self.unmixing(difference, response, mask)
+        scatter = response_within(measured, question.scatter[host], question.host_pristine[host])
+        unmixed, error, gram, aim, square = self.unmixing(difference, measured, response, scatter, mask)
+        significance = torch.log1p(unmixed / error)
         residual = difference - torch.einsum("nk,nkb->nb", unmixed, response)
         size = torch.diagonal(gram, dim1=1, dim2=2) + 1e-8
         left = aim - (gram @ unmixed[..., None]).squeeze(-1)
@@ -252,6 +292,7 @@ class ResponseNet(nn.Module):
         unexplained = (residual**2).sum(dim=1, keepdim=True) / ((difference**2).sum(dim=1, keepdim=True) + 1e-8)
         fit = [
             10 * unmixed,
+            significance,
             10 * (aim / size).clamp(-1, 1),
             aim / (size * total).sqrt(),
             left / (size * total).sqrt(),
@@ -272,11 +313,11 @@ class ResponseNet(nn.Module):
         hidden = functional.pad(~mask, (1, 0))
         tokens = self.judge(tokens, src_key_padding_mask=hidden)
         gate, amount, presence, log_error = self.head(tokens[:, 1:]).unbind(dim=-1)
-        # Starts as the least squares; the second term can add what that misses.
+        # Both start as the least squares; the second term can add what that misses.
         concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 3)
         return Answer(
             concentration=concentration * mask,
-            presence=presence * mask,
+            presence=(presence + 2 * (significance - SIGNIFICANT)) * mask,
             log_error=log_error * mask,
             foreign=self.whole(tokens[:, 0]).squeeze(1),
             unmixed=unmixed * mask,

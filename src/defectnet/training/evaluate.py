@@ -143,7 +143,7 @@ def evaluate(
     found = {
         "dataset_digest": digest,
         "parameters": parameters,
-        "splits": metrics(predictions, [*parameters, *BASELINES]),
+        "splits": metrics(predictions, [name for name in (*parameters, *BASELINES) if name in predictions]),
         "open_set": open_set(pd.concat(suspicions, ignore_index=True)) if suspicions else {},
         "wrong_host_auroc": wrong_host_auroc(pd.concat(fits, ignore_index=True)) if fits else {},
     }

@@ -47,7 +47,7 @@ from defectnet.training.recipes import (
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 3
+CHECKPOINT_FORMAT = 4
 SAVE_INTERVAL_s = 20.0
 """Least time between two saves of a state: a killed training loses no more than this and one epoch."""
 

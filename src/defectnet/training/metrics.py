@@ -38,6 +38,7 @@ def metrics(predictions: pd.DataFrame, models: list[str]) -> dict[str, Any]:
     - ``element``: candidates that training spectra held at all, and those that none of them held
     - ``mass_ratio``: candidates by their mass, 0 of vacancies, over that of the element they replace
     - ``traces_by_mass_ratio``: candidates of one range of mass ratios that are absent or there with 0.2 to 0.5 at.%
+    - ``present_at``: candidates that are there, by their concentration
     - ``concentration_at``: absent candidates together with the present ones of one range, which asks how small an
       amount can be detected; ``>=0.5`` leaves out what is present but below 0.5 at.%.
 
@@ -153,6 +154,7 @@ def subsets(part: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
         present = within(low, high)
         if present.any():
             yield "concentration_at", _range(low, high), (true == 0) | present
+            yield "present_at", _range(low, high), present
 
 
 def _range(low: float, high: float) -> str:

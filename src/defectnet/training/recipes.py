@@ -121,8 +121,8 @@ class ResponseRecipe:
         self.zero = zero
         self.validation = validation
         self.hosts = Hosts(responses, device)
-        self.rows = [np.flatnonzero(training.host == host) for host in np.unique(training.host)]
-        self.host = training.host
+        self.view = self.hosts.views(training)
+        self.rows = [np.flatnonzero(self.view == view) for view in np.unique(self.view)]
         self.arrays = {
             name: torch.from_numpy(np.ascontiguousarray(array)).to(device)
             for name, array in (
@@ -168,13 +168,13 @@ class ResponseRecipe:
         hidden = functional.one_hot(lots.argmax(dim=1), asked.shape[1]).bool() & (present > 0)
         hidden &= (torch.rand((len(asked), 1), generator=stream) < HIDDEN_CHANCE).to(self.device)
         mask &= ~hidden
-        hosts, host = np.unique(self.host[index.cpu().numpy()], return_inverse=True)
-        wanted = torch.multinomial(torch.tensor(LEVEL_CHANCES), len(hosts), replacement=True, generator=stream)
+        views, host = np.unique(self.view[index.cpu().numpy()], return_inverse=True)
+        wanted = torch.multinomial(torch.tensor(LEVEL_CHANCES), len(views), replacement=True, generator=stream)
         # Now and then one candidate is known less well than the others.
-        worse = torch.rand((len(hosts), asked.shape[1]), generator=stream) < 0.1
+        worse = torch.rand((len(views), asked.shape[1]), generator=stream) < 0.1
         wanted = (wanted[:, None] + worse).clamp(max=len(LEVELS) - 1)
         question = self.hosts.question(
-            hosts, torch.from_numpy(host).to(self.device), wanted, self.arrays["pristine"][index],
+            views, torch.from_numpy(host).to(self.device), wanted, self.arrays["pristine"][index],
             self.arrays["doped"][index], mask,
         )  # fmt: skip
         answer = self.model(disturbed(question, self.settings, self.zero, stream))
@@ -195,8 +195,10 @@ class Hosts:
         properties = candidate_properties(responses.elements, responses.replaced, responses.composition)
         self.properties = torch.from_numpy(properties).to(device)
         self.pristine = torch.from_numpy(responses.pristine).to(device)
-        library, mass_only = responses.library, responses.mass_only
-        self.known = torch.from_numpy(np.stack([library, mass_only, np.zeros_like(library)], axis=2)).to(device)
+        self.folds = responses.finite.shape[1]
+        self.finite, self.mass_only, self.scatter = (
+            torch.from_numpy(array).to(device) for array in (responses.finite, responses.mass_only, responses.scatter)
+        )
         knows = np.stack([responses.knows_library, responses.knows_mass], axis=2)
         # The best level that is no better than the wanted one.
         best = np.full((*knows.shape[:2], len(LEVELS)), 2)
@@ -204,17 +206,24 @@ class Hosts:
         best[..., 0] = np.where(knows[..., 0], 0, best[..., 1])
         self.level = torch.from_numpy(best).to(device)
 
+    def views(self, samples: Samples) -> np.ndarray:
+        """Number [n] of the host of each sample and of what its superposed spectra teach about this sample."""
+        return samples.host * self.folds + samples.fold
+
     def question(
-        self, hosts: np.ndarray, host: Tensor, wanted: Tensor, pristine: Tensor, doped: Tensor, mask: Tensor
+        self, views: np.ndarray, host: Tensor, wanted: Tensor, pristine: Tensor, doped: Tensor, mask: Tensor
     ) -> Question:
-        """A question about spectra [n, B] of ``hosts`` [m], at levels ``wanted`` [m, K] or below.
+        """A question about spectra [n, B] of ``views`` [m], at levels ``wanted`` [m, K] or below.
 
         Spectra are NaN where they were not measured.
         """
-        chosen = torch.from_numpy(hosts).to(self.pristine.device)
-        level = self.level[chosen].gather(2, wanted.to(chosen.device)[..., None]).squeeze(2)
-        bins = self.known.shape[-1]
-        response = self.known[chosen].gather(2, level[..., None, None].expand(-1, -1, 1, bins)).squeeze(2)
+        chosen, fold = (torch.from_numpy(part).to(self.pristine.device) for part in divmod(views, self.folds))
+        wanted = wanted.to(chosen.device)
+        level = self.level[chosen].gather(2, wanted[..., None]).squeeze(2)
+        finite, mass_only = self.finite[chosen, fold], self.mass_only[chosen]
+        known = torch.stack([finite, mass_only, torch.zeros_like(finite)], dim=2)
+        response = known.gather(2, level[..., None, None].expand(-1, -1, 1, known.shape[-1])).squeeze(2)
+        told = (level == LEVELS.index("library")).any(dim=1)
         return Question(
             host=host,
             pristine=pristine.nan_to_num(),
@@ -223,6 +232,7 @@ class Hosts:
             mask=mask,
             host_pristine=self.pristine[chosen],
             response=response,
+            scatter=self.scatter[chosen, fold] * told[:, None, None],
             level=level,
             properties=self.properties[chosen],
         )
@@ -240,7 +250,7 @@ def disturbed(question: Question, settings: Training, zero: float, stream: torch
     def upto(largest: float, *shape: int) -> Tensor:
         return (largest * torch.rand(shape, generator=stream)).to(device)
 
-    curves = {name: getattr(question, name) for name in ("pristine", "doped", "host_pristine", "response")}
+    curves = {name: getattr(question, name) for name in ("pristine", "doped", "host_pristine", "response", "scatter")}
     width = float(upto(settings.resolution_bins, 1))
     if width > 0.3:
         curves = {name: blurred(curve, width) for name, curve in curves.items()}
@@ -303,7 +313,7 @@ def predict(
     """
     n, elements_max = samples.targets.shape
     result = Prediction(*(np.zeros((n, elements_max), np.float32) for _ in range(3)), *np.zeros((2, n), np.float32))
-    order = np.argsort(samples.host, kind="stable")
+    order = np.argsort(hosts.views(samples), kind="stable")
     for first in range(0, n, batch_size):
         index = order[first : first + batch_size]
         question = _all_asked(samples[index], hosts, level)
@@ -342,7 +352,7 @@ def compared(
 def _all_asked(samples: Samples, hosts: Hosts, level: str) -> Question:
     """Samples with all their candidates, at a level of knowledge or below, as networks take them."""
     device = hosts.pristine.device
-    some, host = np.unique(samples.host, return_inverse=True)
+    some, host = np.unique(hosts.views(samples), return_inverse=True)
     wanted = torch.full((len(some), hosts.responses.elements.shape[1]), LEVELS.index(level))
     given = (host, samples.pristine, samples.doped, asked_candidates(samples, hosts.responses))
     place, pristine, doped, mask = (torch.from_numpy(array).to(device) for array in given)
