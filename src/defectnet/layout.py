@@ -14,8 +14,8 @@ RECORD_STAGES = ("library", "relax", "phonons", "superposed")
 """Stages whose results are records; each has a manifest per batch."""
 
 FIGURES = (
-    "spectra", "attribution", "parity", "errors", "calibration", "detection", "umap", "training", "quality", "fidelity",
-    "hosts",
+    "spectra", "attribution", "scores", "parity", "errors", "traces", "calibration", "detection", "umap", "training",
+    "quality", "fidelity", "hosts",
 )  # fmt: skip
 """Names of the figures of the report."""
 

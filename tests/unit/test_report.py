@@ -13,15 +13,15 @@ from synthetic import comparisons, make_dataset, responses, spectra
 from defectnet.config import Training
 from defectnet.dataset.schema import Dataset
 from defectnet.layout import FIGURES
-from defectnet.report import answers
+from defectnet.report import answers, examples
 from defectnet.report import figures as report
 from defectnet.report.style import formula_text, style
 from defectnet.training.evaluate import evaluate
 from defectnet.training.fit import train
 
 NAMES = [
-    "hosts", "spectra", "attribution", "parity", "errors", "calibration", "detection", "umap", "training", "quality",
-    "fidelity",
+    "hosts", "spectra", "attribution", "scores", "parity", "errors", "traces", "calibration", "detection", "umap",
+    "training", "quality", "fidelity",
 ]  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def test_one_host_split_alone(small, tmp_path):
     scores = json.loads(small[1].read_text())["splits"]
     only = predictions[predictions["split"] == "row"]
     with Dataset(small[0]) as data:
-        assert_drawn(answers.spectra_figure(data, only, tmp_path / "spectra", count=2))
+        assert_drawn(examples.spectra_figure(data, only, tmp_path / "spectra"))
     assert_drawn(answers.parity_figure(only, {"row": scores["row"]}, tmp_path / "parity"))
     history = pd.read_csv(small[3][1])
     assert_drawn(answers.training_figure(history, tmp_path / "training"))

@@ -12,16 +12,15 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from defectnet.dataset.samples import Axis, Responses, intensities_of, load_responses
+from defectnet.dataset.samples import Axis, Responses, load_responses
 from defectnet.dataset.schema import Dataset
-from defectnet.elements import MASSES, index_of
-from defectnet.phonons.pdos import bin_centers
+from defectnet.elements import MASSES
+from defectnet.report.examples import at_best_level
+from defectnet.report.scores import LINES
 from defectnet.report.style import (
     BLACK,
     BLUE,
     DOUBLE_COLUMN,
-    ENERGY_LABEL,
-    GREEN,
     GREY,
     LEVEL_NAMES,
     MODEL_NAMES,
@@ -29,98 +28,32 @@ from defectnet.report.style import (
     SINGLE_COLUMN,
     SPLIT_NAMES,
     VERMILION,
-    energy_window,
-    formula_text,
     letter,
+    name_of,
     new_figure,
     save,
     style,
 )
 from defectnet.training.detection import detection_limits
 
+COLUMNS = 4
+"""Models that predicted and true concentrations are compared of."""
+
 DOTS_MAX = 20_000
 """Most entries that a panel of predictions shows, chosen at random."""
-
-EXAMPLES = ("SiC", "AlAs", "AgGaS2", "CuInSe2")
-"""Hosts of the published figures, shown where the test holds them."""
 
 NOISE = 0.01
 """Standard deviation per bin, over the mean intensity, that detection limits are shown for."""
 
-LINES = {
-    ("response", "library"): (BLUE, "-"),
-    ("response", "mass_only"): (BLUE, "--"),
-    ("response", "none"): (BLUE, ":"),
-    ("nnls", "library"): (GREEN, "-"),
-    ("nnls", "mass_only"): (GREEN, "--"),
-    ("trees", "none"): (ORANGE, ":"),
-    ("published", "none"): (VERMILION, ":"),
-    ("mean", "none"): (GREY, ":"),
-}
-"""Colour by model, dashes by level of knowledge."""
-
-
-def spectra_figure(data: Dataset, predictions: pd.DataFrame, stem: Path, count: int = 4) -> list[Path]:
-    """Test spectra over the range of prediction errors, beside true concentrations and those of the network.
-
-    Taken from the host split where there is one: ``count`` spectra at equal steps from small to large error.
-    """
-    model = next(model for model in MODEL_NAMES if model in predictions)
-    answered = _at_best_level(predictions, model)
-    kind = "host" if (answered["split"] == "host").any() else answered["split"].iloc[0]
-    chosen = answered[answered["split"] == kind].drop_duplicates(["spectrum", "element"])
-    errors = (chosen[model] - chosen["true"]).pow(2).groupby(chosen["spectrum"]).mean().sort_values()
-    quantiles = np.linspace(0.1, 0.9, min(count, len(errors)))
-    names = [errors.index[int(q * (len(errors) - 1))] for q in quantiles]
-    row_of = {name: row for row, name in enumerate(data.spectra.id)}
-    with style():
-        figure = new_figure(DOUBLE_COLUMN, 0.45 + 1.35 * len(names))
-        grid = figure.subplots(len(names), 2, width_ratios=(2.2, 1), squeeze=False)
-        for index, name in enumerate(names):
-            left, right = grid[index]
-            row = row_of[name]
-            host = data.spectra.host[row]
-            centers = bin_centers(data.edges_meV)
-            pair = data.spectra.pdos[[data.hosts.pristine[host], row]]
-            left.fill_between(centers, pair[0] * 1e3, color=GREY, alpha=0.35, lw=0, label="pristine")
-            left.plot(centers, pair[1] * 1e3, color=BLUE, label="doped")
-            left.set(xlim=energy_window(pair, data.edges_meV), ylabel="DOS (eV$^{-1}$)")
-            left.set_ylim(0, 1.15e3 * pair.max())
-            left.yaxis.set_major_locator(MaxNLocator(4))
-            left.set_title(formula_text(data.hosts.formula[host]), loc="left", fontweight="bold")
-            letter(left, index)
-            part = chosen[chosen["spectrum"] == name].sort_values(["true", "element"], ascending=[False, True])
-            _dumbbells(right, part["element"], part["true"], part[model])
-        grid[0, 0].legend(loc="upper right", ncols=2)
-        grid[0, 1].legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0), borderaxespad=0.1)
-        grid[-1, 0].set_xlabel(ENERGY_LABEL)
-        return save(figure, stem)
-
-
-def _at_best_level(predictions: pd.DataFrame, model: str) -> pd.DataFrame:
-    """The answers that a model gives when it knows most."""
-    answered = predictions[predictions[model].notna()]
-    return answered[answered["level"] == next(level for level in LEVEL_NAMES if (answered["level"] == level).any())]
-
-
-def _dumbbells(axes: Any, elements: pd.Series, true: pd.Series, predicted: pd.Series) -> None:
-    """True and predicted concentration of each candidate, joined by their difference."""
-    x = np.arange(len(elements))
-    true, predicted = 100 * true.to_numpy(), 100 * predicted.to_numpy()
-    axes.axhline(0, color=BLACK, lw=0.5)
-    axes.vlines(x, true, predicted, color=GREY, lw=0.8, zorder=1)
-    axes.scatter(x, true, s=16, facecolor="white", edgecolor=BLACK, linewidth=0.8, zorder=2, label="true")
-    axes.scatter(x, predicted, s=12, color=VERMILION, lw=0, zorder=3, label="predicted")
-    axes.set_xticks(x, elements)
-    axes.tick_params(axis="x", length=0)
-    axes.set(xlim=(-0.7, len(elements) - 0.3), ylabel="Concentration (at.%)")
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-
 
 def parity_figure(predictions: pd.DataFrame, scores: dict[str, Any], stem: Path) -> list[Path]:
-    """Predicted against true concentration: one row per kind of split, one column per model when it knows most."""
+    """Predicted against true concentration: one row per kind of split, one column per model when it knows most.
+
+    Of the models, the first :data:`COLUMNS` in the order of :data:`~defectnet.report.style.MODEL_NAMES`.
+    """
     kinds = [kind for kind in SPLIT_NAMES if kind in scores]
-    answers = {model: _at_best_level(predictions, model) for model in MODEL_NAMES if model in predictions}
+    shown = [model for model in MODEL_NAMES if model in predictions][:COLUMNS]
+    answers = {model: at_best_level(predictions, model) for model in shown}
     true = 100 * predictions["true"].to_numpy()
     guesses = 100 * np.concatenate([part[model].to_numpy() for model, part in answers.items()])
     # A few wild predictions would squeeze all others into a line: they are left outside the frame.
@@ -213,47 +146,6 @@ def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
         return save(figure, stem)
 
 
-def _name(model: str, level: str) -> str:
-    """A model and what it knows, for a legend."""
-    return ", ".join(filter(None, (MODEL_NAMES[model], LEVEL_NAMES[level])))
-
-
-def errors_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
-    """On unseen hosts, RMSE by number of dopants and by mass ratio, and average precision by concentration."""
-    kind = next(kind for kind in SPLIT_NAMES if kind in scores)
-    panels = (
-        ("species", "rmse_at", "Dopants in the spectrum", "RMSE (at.%)"),
-        ("mass_ratio", "rmse_at", "Mass over that of the replaced element", "RMSE (at.%)"),
-        ("concentration_at", "average_precision", "Concentration (at.%)", "Average precision"),
-    )
-    with style():
-        figure = new_figure(DOUBLE_COLUMN, 2.7)
-        for index, (axes, (division, quantity, label, name)) in enumerate(
-            zip(figure.subplots(1, 3), panels, strict=True)
-        ):
-            classes: list[str] = []
-            for (model, level), (colour, dashes) in LINES.items():
-                told = scores[kind].get(model, {}).get(level)
-                if told is None:
-                    continue
-                parts = told["subsets"].get(division, {})
-                # >=0.5 sums up other classes.
-                found = {one: part for one, part in parts.items() if part[quantity] is not None and one != ">=0.5"}
-                classes = classes or list(found)
-                x = [classes.index(one) for one in found if one in classes]
-                values = [found[one][quantity] for one in found if one in classes]
-                axes.plot(
-                    x, values, color=colour, ls=dashes, marker="o", ms=2.5, lw=1,
-                    label=_name(model, level),
-                )  # fmt: skip
-            axes.set_xticks(range(len(classes)), classes, rotation=30 if max(map(len, classes), default=0) > 3 else 0)
-            axes.set(xlabel=label, ylabel=name)
-            axes.set_ylim(0, None if quantity == "rmse_at" else 1)
-            letter(axes, index)
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
-        return save(figure, stem)
-
-
 def calibration_figure(predictions: pd.DataFrame, open_set: dict[str, Any], stem: Path) -> list[Path]:
     """On unseen hosts: is presence as frequent as predicted, do intervals hold, is what is foreign noticed?"""
     kind = next(kind for kind in SPLIT_NAMES if (predictions["split"] == kind).any())
@@ -263,9 +155,9 @@ def calibration_figure(predictions: pd.DataFrame, open_set: dict[str, Any], stem
         presence, coverage, foreign = figure.subplots(1, 3)
         for (model, level), (colour, dashes) in LINES.items():
             look = {"color": colour, "ls": dashes, "marker": "o", "ms": 2.5, "lw": 1}
-            named = {"label": _name(model, level)}
+            named = {"label": name_of(model, level)}
             part = told[told["level"] == level]
-            if f"{model}_presence" in part and part[model].notna().any():
+            if f"{model}_width" in part and part[model].notna().any():
                 presence.plot(*_mean_in_bins(part[f"{model}_presence"], part["true"] > 0, equal=True), **look, **named)
                 inside = (part[model] - part["true"]).abs() <= part[f"{model}_width"]
                 coverage.plot(*_mean_in_bins(100 * part[f"{model}_width"], inside, equal=False), **look)
@@ -341,48 +233,3 @@ def _limits(responses: Responses) -> Iterator[tuple[np.ndarray, np.ndarray, np.n
             curves = responses.library[host, known].astype(float)
             ratio = MASSES[elements[known]] / MASSES[responses.replaced[host, known]]
             yield ratio, detection_limits(curves, 1.0, known=True), detection_limits(curves, 1.0)
-
-
-def attribution_figure(data: Dataset, predictions: pd.DataFrame, stem: Path) -> list[Path]:
-    """What doping changed in held-out spectra, and what predicted dopants explain of it by their responses."""
-    model = next(model for model in MODEL_NAMES if model in predictions)
-    answered = _at_best_level(predictions, model)
-    kind = next(kind for kind in SPLIT_NAMES if (answered["split"] == kind).any())
-    told = answered[answered["split"] == kind].drop_duplicates(["spectrum", "element"])
-    responses, spectra = load_responses(data, Axis("absolute")), intensities_of(data, Axis("absolute"))
-    row_of = {name: row for row, name in enumerate(data.spectra.id)}
-    chosen = _examples(told)
-    with style():
-        figure = new_figure(DOUBLE_COLUMN, 0.4 + 1.45 * len(chosen))
-        for index, (axes, name) in enumerate(
-            zip(figure.subplots(len(chosen), squeeze=False)[:, 0], chosen, strict=True)
-        ):
-            row = row_of[name]
-            host, centers = data.spectra.host[row], bin_centers(data.edges_meV)
-            change = spectra[row] - spectra[data.spectra.reference[row]]
-            part = told[told["spectrum"] == name].sort_values(model, ascending=False)
-            left = change.copy()
-            axes.plot(centers, change, color=BLACK, lw=1, label="doped − pristine")
-            for colour, (_, answer) in zip((BLUE, ORANGE, GREEN, VERMILION), part.iterrows(), strict=False):
-                place = np.flatnonzero(responses.elements[host] == index_of(answer["element"]))[0]
-                curve = answer[model] * responses.library[host, place]
-                left -= curve
-                text = f"{answer['element']} {100 * answer[model]:.1f} ({100 * answer['true']:.1f}) at.%"
-                axes.fill_between(centers, curve, color=colour, alpha=0.35, lw=0, label=text)
-            axes.plot(centers, left, color=GREY, lw=0.6, ls="--", label="not explained")
-            axes.axhline(0, color=BLACK, lw=0.4)
-            axes.set(xlim=energy_window(np.abs(spectra[[row]]), data.edges_meV), ylabel="Change of intensity")
-            axes.set_title(formula_text(data.hosts.formula[host]), loc="left", fontweight="bold")
-            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-            letter(axes, index)
-        axes.set_xlabel(ENERGY_LABEL)
-        return save(figure, stem)
-
-
-def _examples(told: pd.DataFrame, count: int = 4) -> list[str]:
-    """Names of spectra to show: of the published examples where there are any, else of hosts at equal steps."""
-    published = [told[told["formula"] == formula]["spectrum"] for formula in EXAMPLES]
-    names = [spectra.iloc[0] for spectra in published if len(spectra)]
-    firsts = told.drop_duplicates("host")["spectrum"]
-    steps = firsts.iloc[np.linspace(0, len(firsts) - 1, min(count, len(firsts))).round().astype(int)]
-    return [*names, *(name for name in steps if name not in names)][:count]

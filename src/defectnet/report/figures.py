@@ -17,15 +17,9 @@ from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 from defectnet.dataset.schema import FIDELITIES, Dataset
 from defectnet.elements import MASSES
 from defectnet.phonons.pdos import bin_centers
-from defectnet.report.answers import (
-    attribution_figure,
-    calibration_figure,
-    detection_figure,
-    errors_figure,
-    parity_figure,
-    spectra_figure,
-    training_figure,
-)
+from defectnet.report.answers import calibration_figure, detection_figure, parity_figure, training_figure
+from defectnet.report.examples import attribution_figure, spectra_figure
+from defectnet.report.scores import errors_figure, scores_figure, traces_figure
 from defectnet.report.style import (
     BLACK,
     BLUE,
@@ -46,7 +40,7 @@ from defectnet.report.style import (
 
 MAX_HOSTS_SHOWN = 12
 MARKERS = "osD^vPX<>*"
-UMAP_SEED = 0
+UMAP_SEED, UMAP_MAX = 0, 4000
 FIDELITY_COLOURS = dict(zip(FIDELITIES, (BLUE, GREEN, ORANGE, GREY), strict=True))
 
 QUALITY_LABELS = {
@@ -74,8 +68,10 @@ def figures(dataset: Path, metrics: Path, predictions: Path, histories: Sequence
             *hosts_figure(data, output / "hosts"),
             *spectra_figure(data, answers, output / "spectra"),
             *attribution_figure(data, answers, output / "attribution"),
+            *scores_figure(scores, output / "scores"),
             *parity_figure(answers, scores, output / "parity"),
             *errors_figure(scores, output / "errors"),
+            *traces_figure(scores, output / "traces"),
             *calibration_figure(answers, found["open_set"], output / "calibration"),
             *detection_figure(data, output / "detection"),
             *umap_figure(data, output / "umap"),
@@ -114,8 +110,13 @@ def hosts_figure(data: Dataset, stem: Path) -> list[Path]:
 
 
 def umap_figure(data: Dataset, stem: Path) -> list[Path]:
-    """Map of the doped spectra by likeness: colour is the mean mass of the dopants, marker the host."""
+    """Map of the doped spectra by likeness: colour is the mean mass of the dopants, marker the host.
+
+    At most :data:`UMAP_MAX`, chosen at random.
+    """
     rows = data.doped
+    if len(rows) > UMAP_MAX:
+        rows = np.sort(np.random.default_rng(UMAP_SEED).choice(rows, UMAP_MAX, replace=False))
     places = _embed(data.spectra.pdos[rows])
     share = data.spectra.concentrations[rows]
     mass = share @ MASSES[: share.shape[1]] / share.sum(axis=1)

@@ -21,12 +21,13 @@ SINGLE_COLUMN, DOUBLE_COLUMN = 89 / 25.4, 183 / 25.4
 
 # Okabe & Ito's palette, told apart by all common kinds of colour vision.
 BLUE, GREEN, ORANGE, VERMILION = "#0072B2", "#009E73", "#E69F00", "#D55E00"
-GREY, BLACK = "#8A8A8A", "#1A1A1A"
+PURPLE, GREY, BLACK = "#CC79A7", "#8A8A8A", "#1A1A1A"
 MODEL_NAMES = {
     "finetuned": "Fine-tuned network",
     "response": "Response network",
     "absolute": "Published, absolute axis",
     "published": "Published network",
+    "gls": "Generalised least squares",
     "nnls": "Least squares",
     "nnls_scaled": "Scaled least squares",
     "trees": "Boosted trees",
@@ -42,6 +43,12 @@ SPLIT_NAMES = {
 }
 LEVEL_NAMES = {"library": "knows single defects", "mass_only": "knows masses", "none": ""}
 """What models are told beside the spectra, best first."""
+
+
+def name_of(model: str, level: str) -> str:
+    """A model and what it knows."""
+    return ", ".join(filter(None, (MODEL_NAMES[model], LEVEL_NAMES[level])))
+
 
 ENERGY_LABEL = "Energy (meV)"
 
@@ -94,6 +101,11 @@ def letter(axes: Axes, index: int) -> None:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write ``<stem>.png`` (300 dpi) and ``<stem>.svg``, the same bytes for the same figure; returns both paths."""
     paths = []
+    # The layout's solver is exact to rounding only, which would show in the names of clip paths.
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position(np.round(axes.get_position().bounds, 6))
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix[1:], dpi=300, metadata=metadata)
