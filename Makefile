@@ -1,12 +1,13 @@
-# make demo | test | lint | format. Environments live in .venvs/, one for the workflow and one per potential.
+# make demo | evaluate | test | lint | format. Environments live in .venvs/, one for the workflow and one per potential.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MAIN := .venvs/main/bin
 # The demo's potential. `make envs test-potentials POTENTIALS="mace mattersim chgnet"` for the others.
 POTENTIALS := sevennet
 ALL_POTENTIALS := sevennet mace mattersim chgnet
 RESULTS := results/demo
+EVALUATED := results/evaluate
 
-.PHONY: demo envs test test-unit test-workflow test-potentials test-slurm lint format config bench lock clean
+.PHONY: demo evaluate envs test test-unit test-workflow test-potentials test-slurm lint format config bench lock clean
 
 # flock instead of Snakemake's lock: the kernel lifts it when a run is killed, once the last job of it has ended.
 demo: envs
@@ -18,6 +19,16 @@ demo: envs
 $(RESULTS)/report.html: $(RESULTS)/metrics.json $(RESULTS)/figures/spectra.png
 	$(MAIN)/snakemake --configfile config/config.yaml --report $@
 	@echo "Done: $(RESULTS)/dataset.h5, $(RESULTS)/models/, $(RESULTS)/metrics.json, $@"
+
+# Scores and figures of the networks in data/reference, from the dataset there; no potential is needed.
+evaluate: .venvs/main/.installed
+	@mkdir -p $(EVALUATED)
+	flock $(EVALUATED)/.lock $(MAIN)/snakemake --nolock --configfile config/evaluate.yaml
+	@$(MAKE) --no-print-directory $(EVALUATED)/report.html
+
+$(EVALUATED)/report.html: $(EVALUATED)/metrics.json $(EVALUATED)/figures/spectra.png
+	$(MAIN)/snakemake --configfile config/evaluate.yaml --report $@
+	@echo "Done: $(EVALUATED)/metrics.json, $@"
 
 envs: .venvs/main/.installed $(POTENTIALS:%=.venvs/%/.installed)
 
@@ -53,6 +64,7 @@ lint: envs
 	$(MAIN)/snakefmt --check Snakefile workflow
 	$(MAIN)/snakemake --lint
 	$(MAIN)/snakemake --lint --configfile config/paper.yaml
+	$(MAIN)/snakemake --lint --configfile config/evaluate.yaml
 
 format: envs
 	$(MAIN)/ruff check --fix .
@@ -74,4 +86,4 @@ lock:
 	for name in main $(ALL_POTENTIALS); do sh envs/lock.sh $(PYTHON) $$name || exit 1; done
 
 clean:
-	rm -rf .venvs .snakemake results/demo
+	rm -rf .venvs .snakemake $(RESULTS) $(EVALUATED)

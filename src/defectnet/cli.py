@@ -401,13 +401,15 @@ def evaluate(config: ConfigFile = DEFAULT_CONFIG) -> None:
 
 @app.command()
 def figures(config: ConfigFile = DEFAULT_CONFIG) -> None:
-    """Draw the figures of the report."""
+    """Draw the figures of the report, and say in words what the scores mean."""
     from defectnet.report.figures import figures as draw
+    from defectnet.report.summary import write_summary
 
     settings = load_config(config)
     layout = Layout.of(settings)
     histories = [model / "history.csv" for model in layout.models(settings.training)]
     draw(layout.dataset, layout.metrics, layout.predictions, histories, layout.figures)
+    write_summary(_read_json(layout.metrics, "defectnet evaluate")["splits"], layout.summary)
 
 
 app.command()(predict)

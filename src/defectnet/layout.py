@@ -88,6 +88,11 @@ class Layout:
         return self.results / "predictions.csv.gz"
 
     @property
+    def summary(self) -> Path:
+        """The scores in words and as a table."""
+        return self.results / "summary.html"
+
+    @property
     def figures(self) -> Path:
         """Directory of the figures of the report."""
         return self.results / "figures"

@@ -15,7 +15,8 @@ from defectnet.dataset.schema import Dataset
 from defectnet.layout import FIGURES
 from defectnet.report import answers, examples
 from defectnet.report import figures as report
-from defectnet.report.style import formula_text, style
+from defectnet.report.style import SPLIT_NAMES, formula_text, name_of, style
+from defectnet.report.summary import limits, write_summary
 from defectnet.training.evaluate import evaluate
 from defectnet.training.fit import train
 
@@ -76,6 +77,23 @@ def test_all_figures_of_a_network_that_knows_responses(tmp_path):
     paths = report.figures(*files, tmp_path / "figures")
     assert {path.stem for path in paths} == set(NAMES)
     assert_drawn(paths)
+
+
+def test_summary_tells_the_scores(small, tmp_path):
+    scores = json.loads(small[1].read_text())["splits"]
+    write_summary(scores, tmp_path / "summary.html")
+    page = (tmp_path / "summary.html").read_text()
+    for kind, models in scores.items():
+        assert SPLIT_NAMES[kind].capitalize() in page
+        for model, levels in models.items():
+            for level, score in levels.items():
+                cells = f"<td>{score['rmse_at']:.2f}</td>\n<td>{score['mae_at']:.2f}</td>"
+                assert f"<tr><td>{name_of(model, level)}</td>\n{cells}" in page
+    told = list(limits(scores))
+    assert f"{scores['host']['published']['none']['rmse_at']:.2f}" in told[0]
+    assert f"{scores['host']['mean']['none']['rmse_at']:.2f}" in told[0]
+    assert any(SPLIT_NAMES["row"] in sentence for sentence in told)
+    assert list(limits({"host": scores["host"]})) == [one for one in told if SPLIT_NAMES["row"] not in one]
 
 
 def test_umap_figure(tmp_path):

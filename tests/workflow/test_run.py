@@ -27,6 +27,7 @@ def test_everything_that_was_promised_is_there(finished):
         np.testing.assert_allclose(area, 1 - np.array(outside), atol=0.01)
     metrics = json.loads((finished.results / "metrics.json").read_text())
     assert set(metrics["splits"]) == {"host", "row"}
+    assert "Unseen hosts" in (finished.results / "summary.html").read_text()
     for name in FIGURES:
         for suffix in ("png", "svg"):
             assert (finished.results / "figures" / f"{name}.{suffix}").stat().st_size > 1000

@@ -57,10 +57,10 @@ def final_outputs():
     """Everything that a complete run leaves behind."""
     figures = [LAYOUT.figure(name) for name in FIGURES]
     if LAYOUT.given_dataset:
-        return [LAYOUT.metrics, *figures]
+        return [LAYOUT.metrics, LAYOUT.summary, *figures]
     # Manifests are named here because Snakemake does not miss an intermediate file whose products exist.
     manifests = [path for stage in RECORD_STAGES for path in of_all_batches(stage)]
-    return [LAYOUT.dataset, LAYOUT.metrics, *figures, *manifests]
+    return [LAYOUT.dataset, LAYOUT.metrics, LAYOUT.summary, *figures, *manifests]
 
 
 # Functions of the output are no part of what Snakemake compares to decide on reruns: where an interpreter lies and what

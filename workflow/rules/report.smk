@@ -11,6 +11,7 @@ rule figures:
             for name in FIGURES
         ],
         svg=[LAYOUT.figure(name, "svg") for name in FIGURES],
+        summary=report(LAYOUT.summary, category="Results", caption="../report/summary.rst"),
     log:
         log_of("figures"),
     benchmark:
