@@ -3,12 +3,14 @@
     .venvs/main/bin/python tests/bench/describe.py DATASET [--sheet config/hosts/reference.tsv]
 
 Spectra by kind; doping; how far relaxation moved atoms; imaginary modes; how far superposition and masses alone are off
-the direct spectra, as shares of what doping changed, by how far an atom moved and by doping; what is missing.
+the direct spectra, as shares of what doping changed, by how far an atom moved and by doping; how far pristine spectra of
+the potential are off DFT (results/bench/dft.json); what is missing, and why.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -31,7 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--dft", type=Path, default=Path("results/bench/dft.json"))
     options = parser.parse_args()
+    print(f"file: {options.dataset.stat().st_size / 1e6:.1f} MB")
     with Dataset(options.dataset) as data:
         spectra, hosts = data.spectra, data.hosts
         role, fidelity = np.array(spectra.role), np.array(spectra.fidelity)
@@ -65,7 +69,16 @@ def main() -> None:
             some = (compared["total_doping"] > low) & (compared["total_doping"] <= high)
             print(f"superposition off, doping {low:g}-{high:g}: {told(compared['superposed_l1'][some])}; "
                   f"masses only: {told(compared['mass_only_l1'][some])}")  # fmt: skip
+        for potential in sorted(set(spectra.potential)):
+            known = [one for one in json.loads(options.dft.read_text()).values() if one["potential"] == potential]
+            for name, what in (
+                ("wasserstein_THz", "Wasserstein distance in THz"),
+                ("mean_ratio", "ratio of mean frequencies"),
+            ):
+                print(f"{potential} against DFT, {what}: {told(np.array([one[name] for one in known]))}")
         print("missing:", dict(Counter((entry.stage, entry.status) for entry in data.missing)))
+        for reason, count in Counter(entry.reason.split(":")[0] for entry in data.missing).most_common(10):
+            print(f"  {count} x {reason}")
 
 
 if __name__ == "__main__":

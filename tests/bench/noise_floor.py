@@ -5,9 +5,9 @@
 Ridge regression per host on the host's own superposed spectra, tested on others of them (cross-validation): it knows
 the host's forward model from examples, so what it misses is due to arrangements, look-alikes and what is not linear.
 Direct spectra of the host are predicted by what all superposed ones taught. Beside it generalised least squares, which
-learns from the same spectra, least squares on responses of single defects, which knows the limit of low doping only, and
-the mean, which knows nothing. Prints root mean squared
-errors in at.% over all candidates, for all spectra and for those of a total of 5 at.% and less, and average precision.
+learns from the same spectra, least squares on responses of single defects, which knows the limit of low doping only,
+and the mean, which knows nothing. Prints root mean squared errors in at.% over all candidates, for all spectra and for
+those of a total of 5 at.% and less, and average precision.
 """
 
 from __future__ import annotations
