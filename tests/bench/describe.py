@@ -3,8 +3,8 @@
     .venvs/main/bin/python tests/bench/describe.py DATASET [--sheet config/hosts/reference.tsv]
 
 Spectra by kind; doping; how far relaxation moved atoms; imaginary modes; how far superposition and masses alone are off
-the direct spectra, as shares of what doping changed, by how far an atom moved and by doping; how far pristine spectra of
-the potential are off DFT (results/bench/dft.json); what is missing, and why.
+the direct spectra, as shares of what doping changed, by how far an atom moved and by doping; how far pristine spectra
+of the potential are off DFT (results/bench/dft.json); what is missing, and why.
 """
 
 from __future__ import annotations

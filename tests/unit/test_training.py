@@ -117,6 +117,28 @@ def test_resumed_equals_uninterrupted_bit_for_bit(dataset, runs, tmp_path, monke
     assert contents(tmp_path) == contents(runs[0])
 
 
+def test_a_response_network_is_resumed(tmp_path, monkeypatch, caplog):
+    make_dataset_with_responses(tmp_path / "d.h5", FORMULAS[:3], 4)
+    arguments = tmp_path / "d.h5", Training(epochs=3), "response", "host", 0, SEED
+    fit.train(*arguments, tmp_path / "whole")
+    monkeypatch.setattr(fit, "SAVE_INTERVAL_s", 0.0)
+    sound, calls = fit._validated, []
+
+    def killed(recipe):
+        calls.append(1)
+        if len(calls) > 2:
+            raise KeyboardInterrupt
+        return sound(recipe)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit, "_validated", killed)
+        fit.train(*arguments, tmp_path / "killed")
+    with caplog.at_level(logging.INFO):
+        fit.train(*arguments, tmp_path / "killed")
+    assert "continuing after epoch 2 of 3" in caplog.text
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
 def test_state_of_other_settings_or_damaged_is_not_resumed(dataset, runs, tmp_path, monkeypatch, caplog):
     other = SETTINGS.model_copy(update={"learning_rate": 5e-3})
     interrupted(dataset, tmp_path, monkeypatch, settings=other)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -140,7 +141,7 @@ class ResponseRecipe:
     def learning_rate(self, epoch: int) -> float:
         """Up in the first tenth of the epochs, then down as half a cosine."""
         done = (epoch - 0.5) / self.settings.epochs
-        return self.settings.learning_rate * min(done / 0.1, 0.5 * (1 + np.cos(np.pi * max(done - 0.1, 0) / 0.9)))
+        return self.settings.learning_rate * min(done / 0.1, 0.5 * (1 + math.cos(math.pi * max(done - 0.1, 0) / 0.9)))
 
     def steps(self, stream: torch.Generator) -> Iterator[tuple[Tensor, float, int]]:
         """See :class:`Recipe`."""
