@@ -18,7 +18,7 @@ axis that covers every mode, less where modes lie outside.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -164,11 +164,12 @@ def asked_candidates(samples: Samples, responses: Responses) -> np.ndarray:
     return (elements >= 0) & np.take_along_axis(samples.candidates, np.maximum(elements, 0), axis=1)
 
 
-def load_responses(dataset: Dataset, axis: Axis) -> Responses:
+def load_responses(dataset: Dataset, axis: Axis, taught_hosts: Sequence[int] | None = None) -> Responses:
     """Responses of all candidates: spectra of single substitutions less the host's, over their concentration.
 
     Where a candidate may sit on inequivalent sites, these are averaged as a random occupation would; if a single
-    defect is missing for one of them, the candidate's library response counts as unknown.
+    defect is missing for one of them, the candidate's library response counts as unknown. What superposed spectra
+    teach takes longest, and can be limited to the hosts of which it is wanted.
     """
     table, spectra = dataset.spectra, intensities_of(dataset, axis)
     rows = np.flatnonzero(np.array(table.role) == "response")
@@ -196,7 +197,8 @@ def load_responses(dataset: Dataset, axis: Axis) -> Responses:
     whole = {name: (total > 0) & np.isclose(total, np.rint(total)) for name, total in shares.items()}
     for name, values in sums.items():
         values[~whole[name]] = 0
-    finite, scatter = _of_superposed(table, spectra, elements, sums["superposed"])
+    wanted = range(len(elements)) if taught_hosts is None else taught_hosts
+    finite, scatter = _of_superposed(table, spectra, elements, sums["superposed"], wanted)
     return Responses(
         elements=elements,
         replaced=replaced,
@@ -212,13 +214,14 @@ def load_responses(dataset: Dataset, axis: Axis) -> Responses:
 
 
 def _of_superposed(
-    table: SpectrumTable, spectra: np.ndarray, elements: np.ndarray, dilute: np.ndarray
+    table: SpectrumTable, spectra: np.ndarray, elements: np.ndarray, dilute: np.ndarray, hosts: Iterable[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fields ``finite`` and ``scatter`` of :class:`Responses`."""
+    """Fields ``finite`` and ``scatter`` of :class:`Responses`, as of too few superposed spectra but for some hosts."""
     fold = folds_of(table)
     finite = np.repeat(dilute[:, None], FOLDS + 1, axis=1)
     scatter = np.zeros((len(elements), FOLDS + 1, DIRECTIONS, spectra.shape[1]), np.float32)
-    for host, candidates in enumerate(elements):
+    for host in hosts:
+        candidates = elements[host]
         known = np.flatnonzero(candidates >= 0)
         own = np.flatnonzero((table.host == host) & (fold < FOLDS))
         if len(own) < FEWEST:

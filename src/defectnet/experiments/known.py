@@ -71,7 +71,7 @@ def look_up(dataset: Path, name: str) -> KnownHost:
         if len(found) != 1:
             told = f"several hosts {name}: {', '.join(ids[k] for k in found)}" if found else f"no host {name}"
             raise InputError(f"{dataset}: has {told}; name one by its id, or leave --host out")
-        responses = load_responses(data, NETWORK_AXIS)
+        responses = load_responses(data, NETWORK_AXIS, found)
         one = {key: value[found] for key, value in vars(responses).items()}
         for key in ("finite", "scatter"):  # a measured spectrum has taught nothing
             one[key] = one[key][:, -1:]

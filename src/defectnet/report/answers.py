@@ -192,7 +192,7 @@ def _mean_in_bins(x: pd.Series, y: pd.Series, equal: bool, bins: int = 10) -> tu
 
 def detection_figure(data: Dataset, stem: Path) -> list[Path]:
     """Detection limits: against mass ratio at one noise, but of vacancies; and how many are found at several noises."""
-    responses = load_responses(data, Axis("absolute"))
+    responses = load_responses(data, Axis("absolute"), ())
     with style():
         figure = new_figure(DOUBLE_COLUMN * 0.75, 2.4)
         by_mass, by_noise = figure.subplots(1, 2)
