@@ -35,7 +35,7 @@ LEVELS = ("library", "mass_only", "none")
 STEPS = 40
 """Iterations of the unrolled least squares."""
 
-RIDGES = (0.03, 0.01)
+RIDGES = (1.0, 0.01)
 """Ridge of the least squares, relative to the diagonal, without and with known scatter; training goes on from there."""
 
 SIZE_FLOOR = 1.0

@@ -134,6 +134,9 @@ def training_figure(history: pd.DataFrame, stem: Path) -> list[Path]:
                 )  # fmt: skip
             axes.set_title(f"{MODEL_NAMES[preset]}\n{SPLIT_NAMES[kind]}", loc="left")
             axes.set_xlim(0, history["epoch"].max() * 1.02)
+            # The first epoch of training begins anywhere.
+            later = history.loc[history["epoch"] > 1, "train_rmse_at_percent"]
+            axes.set_ylim(None, 1.15 * max(history["validation_rmse_at_percent"].max(), later.max()))
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             letter(axes, index)
         for axes in grid[:, 0]:
