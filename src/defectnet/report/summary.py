@@ -21,7 +21,7 @@ COLUMNS = {
     "n": "Entries",
 }
 
-LOOK = "body{font:14px sans-serif;max-width:70em} td,th{padding:.2em .6em;text-align:right} th{font-weight:normal}"
+LOOK = "body{font:14px sans-serif;max-width:70em} td,th{padding:.2em .6em;text-align:right} td{white-space:nowrap}"
 
 
 def write_summary(scores: dict[str, Any], path: Path) -> None:
