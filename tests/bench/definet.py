@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from ase.build import bulk
 
+from defectnet.definet.corrections import Corrections
 from defectnet.definet.fit import Trained
 from defectnet.definet.relax import relax_in_one_step
 from defectnet.models.definet import DefiNet
@@ -24,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=[2, 4])
     torch.manual_seed(0)
-    trained = Trained(DefiNet(), 1.0, {}, {})
+    trained = Trained(DefiNet(), 1.0, Corrections(), {}, {})
     print(f"{sum(parameter.numel() for parameter in trained.model.parameters())} parameters")
     for n in parser.parse_args().cells:
         host = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (n, n, n)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,43 @@ def test_pairs_of_a_run_start_at_the_sites_of_the_host(run):
         assert np.abs(pair.displacements.mean(axis=0)).max() < 1e-12
         assert 1e-4 < np.abs(pair.displacements).max() < 1
         assert pair.defects.sum() >= 1
+
+
+def test_single_defects_alone_are_enough(run, tmp_path):
+    """A batch whose later stages have not run yet; its pristine records are found without their manifests."""
+    values = json.loads(run.read_text())
+    results, old = tmp_path / "results", Path(values["run"]["results"])
+    shutil.copytree(old, results, ignore=shutil.ignore_patterns("relax", "phonons", "records"))
+    (results / "records").symlink_to(old / "records")
+    values["run"] |= {"name": "begun", "results": str(results)}
+    begun = tmp_path / "config.yaml"
+    begun.write_text(json.dumps(values))
+    singles = [pair for pair in pairs_of_runs([run]) if "doped-" not in pair.id]
+    found = pairs_of_runs([begun])
+    assert [pair.id.replace("begun", "small") for pair in found] == [pair.id for pair in singles]
+    for one, other in zip(found, singles, strict=True):
+        assert np.array_equal(one.displacements, other.displacements)
+        assert np.array_equal(one.lattice.hessian, other.lattice.hessian)
+    assert [pair.id for pair in pairs_of_runs([begun, run])[: len(found)]] == [pair.id for pair in found]
+    assert len(pairs_of_runs([begun, run])) == len(pairs_of_runs([run]))  # what they share counts once
+
+
+def test_two_runs_of_one_name_are_refused(run, tmp_path):
+    values = json.loads(run.read_text())
+    results = tmp_path / "results"
+    shutil.copytree(values["run"]["results"], results)
+    for path in results.glob("library/*.json"):
+        entries = json.loads(path.read_text())
+        for entry in entries:
+            (results / "records" / "library" / entry["host"] / f"{entry['key'][:32]}.h5").rename(
+                results / "records" / "library" / entry["host"] / f"{'0' * 24}{entry['key'][:8]}.h5"
+            )
+            entry["key"] = f"{'0' * 24}{entry['key'][:8]}"
+        path.write_text(json.dumps(entries))
+    values["run"]["results"] = str(results)
+    (tmp_path / "config.yaml").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"run\.name"):
+        pairs_of_runs([run, tmp_path / "config.yaml"])
 
 
 def test_superposition_of_one_defect_is_its_relaxation(run):
@@ -357,7 +395,7 @@ def test_metrics_are_those_of_the_answers(trained, pairs, tmp_path):
 def test_what_is_not_known_is_null(trained, pairs, tmp_path):
     unknown = [replace(pair, superposed=None) for pair in pairs]
     rows = evaluate(trained, unknown, tmp_path / "metrics.json")
-    assert {row["pairs"] for row in rows} == {"all"}
+    assert "superposed" not in {row["pairs"] for row in rows}
     assert {row["superposed_mae_A"] for row in rows} == {None}
 
 

@@ -1,5 +1,6 @@
 """The network that relaxes in one step: symmetries, independence of the cell, limits."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -7,11 +8,12 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import bulk, make_supercell
+from ase.neighborlist import neighbor_list
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from defectnet.definet.graphs import batch, crystal_graph
+from defectnet.definet.graphs import SOFTEST_eV_PER_A2, batch, crystal_graph, green_function
 from defectnet.errors import InputError
 from defectnet.models.definet import HEAVIEST, PERFECT, SUBSTITUTED, VACANT, DefiNet, loss
 
@@ -46,19 +48,34 @@ def crystal():
 def network():
     """Random weights that move atoms as far as relaxations do."""
     torch.manual_seed(3)
-    model = DefiNet(scalars=16, vectors=8, layers=3, radial=8, cutoff_A=4.5)
+    model = DefiNet(scalars=16, vectors=8, layers=3, radial=8, cutoff_A=4.5).eval()
     with torch.no_grad():
+        model.learned += torch.randn_like(model.learned)
         for gate in (module for module in model.modules() if isinstance(module, torch.nn.Embedding)):
             gate.weight += 0.3 * torch.randn_like(gate.weight)
         moves = moved(model, rock_salt({0: K, 5: BR, 10: LI, 3: X}, shift=0.1), torch.float32)
-        model.move[-1].weight *= 0.3 / np.abs(moves).max()
-        model.move[-1].bias *= 0.3 / np.abs(moves).max()
+        for last in (model.move[-1], model.push[-1]):
+            last.weight *= 0.3 / np.abs(moves).max()
+            last.bias *= 0.3 / np.abs(moves).max()
     return model
 
 
+def springs(crystal, reach_A=4.0):
+    """Hessian [3N, 3N] of a crystal whose sites are held together, and a little at their places, by springs."""
+    cell = {"cell": crystal.cell, "pbc": True}
+    i, j, vectors = neighbor_list("ijD", Atoms(crystal.host_numbers, crystal.positions, **cell), reach_A)
+    lengths = np.linalg.norm(vectors, axis=1)[:, None, None]
+    bonds = 9 * (1 - lengths / reach_A) ** 2 * vectors[:, :, None] * vectors[:, None, :] / lengths**2
+    blocks = np.zeros((len(crystal.numbers), len(crystal.numbers), 3, 3))
+    np.add.at(blocks, (i, i), bonds)
+    np.add.at(blocks, (i, j), -bonds)
+    return blocks.transpose(0, 2, 1, 3).reshape(3 * len(blocks), -1) + np.eye(3 * len(blocks))
+
+
 def graph_of(crystal, model):
+    green = torch.from_numpy(green_function(springs(crystal)))
     return crystal_graph(
-        crystal.numbers, crystal.host_numbers, crystal.positions, crystal.cell, model.config["cutoff_A"]
+        crystal.numbers, crystal.host_numbers, crystal.positions, crystal.cell, model.config["cutoff_A"], green
     )
 
 
@@ -156,6 +173,35 @@ def test_the_mean_of_the_atoms_stays_and_vacancies_do(network, crystal):
     assert np.array_equal(displacements[~atoms], np.zeros((1, 3)))
 
 
+def test_the_greens_function_answers_forces_of_a_harmonic_crystal(crystal):
+    hessian = springs(crystal) - np.eye(48)  # free to move as a whole
+    forces = np.random.default_rng(0).normal(size=(16, 3))
+    forces -= forces.mean(axis=0)
+    stiff = 200 * hessian  # no mode is softer than SOFTEST but for the translations
+    assert np.linalg.eigvalsh(stiff)[3] > SOFTEST_eV_PER_A2
+    moved = green_function(stiff) @ forces.ravel()
+    assert np.allclose(stiff @ moved, forces.ravel())
+    assert np.abs(moved.reshape(16, 3).mean(axis=0)).max() < 1e-12
+
+
+def test_force_constants_matter_and_may_be_unknown(network, crystal):
+    graph = graph_of(crystal, network.double())
+    with torch.no_grad():
+        found = [
+            network(replace(graph, green=(green,))).displacements.numpy()
+            for green in (graph.green[0], 2 * graph.green[0], graph.green[0][:0, :0])
+        ]
+    assert all(np.abs(one - other).max() > 1e-2 for one, other in itertools.combinations(found, 2))
+
+
+def test_what_is_learned_of_elements_is_hidden_at_times_in_training_only(network, crystal):
+    assert np.array_equal(moved(network, crystal), moved(network, crystal))
+    torch.manual_seed(0)
+    found = [moved(network.train(), crystal) for _ in range(20)]
+    network.eval()
+    assert max(np.abs(one - found[0]).max() for one in found) > 1e-3
+
+
 def test_a_single_defect_keeps_its_site_symmetry(network):
     host = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (2, 2, 2)
     crystal = Crystal(host, {0: K})
@@ -177,7 +223,7 @@ def test_markers_say_what_a_site_is(crystal, network):
 
 @pytest.mark.parametrize("marker", [PERFECT, SUBSTITUTED, VACANT])
 def test_every_marker_gates_messages(network, crystal, marker):
-    model = DefiNet(**network.config).double()
+    model = DefiNet(**network.config).double().eval()
     model.load_state_dict(network.state_dict())
     before = moved(model, crystal)
     with torch.no_grad():
@@ -230,8 +276,9 @@ def test_neighbours_come_and_go_smoothly(network):
     ],
 )
 def test_nonsense_is_refused(network, crystal, wrong, told):
+    bad = changed(crystal, **wrong)
     with pytest.raises(InputError, match=told):
-        graph_of(changed(crystal, **wrong), network)
+        crystal_graph(bad.numbers, bad.host_numbers, bad.positions, bad.cell, network.config["cutoff_A"])
 
 
 def test_the_expected_error_is_learned_as_the_mean_length(network, crystal):

@@ -57,7 +57,7 @@ class OneStepStart:
         doped = sites.copy()
         doped.numbers[:] = NOTHING
         doped.numbers[kept] = apply(plan, sites).numbers
-        moved = relax_in_one_step(self.trained, doped, sites.numbers).positions - sites.positions
+        moved = relax_in_one_step(self.trained, doped, sites.numbers, self.host).positions - sites.positions
         return moved[kept], self.host.unchanged(plan)
 
 

@@ -44,7 +44,7 @@ def train(
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pairs, at most.")] = 40,
     scalars: Annotated[int, typer.Option(min=1, help="Scalar channels.")] = 64,
     vectors: Annotated[int, typer.Option(min=1, help="Vector channels.")] = 32,
-    layers: Annotated[int, typer.Option(min=1, help="Rounds of message passing.")] = 3,
+    layers: Annotated[int, typer.Option(min=1, help="Rounds of message passing.")] = 2,
     radial: Annotated[int, typer.Option(min=2, help="Radial functions of each of two kinds.")] = 12,
     cutoff: Annotated[float, typer.Option(min=1, help="Farthest neighbours in Å.")] = 4.5,
     batch_size: Annotated[int, typer.Option(min=1, help="Cells per gradient step.")] = 8,

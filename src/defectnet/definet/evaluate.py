@@ -9,15 +9,16 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from ase import Atoms
 from ase.geometry import get_distances
 from scipy.stats import spearmanr
 
 from defectnet.definet.baselines import RadiusScaling
-from defectnet.definet.fit import Trained, coordinate_mae, predict_moves
+from defectnet.definet.fit import Trained, coordinate_mae
 from defectnet.definet.force_calls import STARTS
-from defectnet.definet.graphs import crystal_graph
 from defectnet.definet.pairs import Pair
 from defectnet.definet.parts import TESTS
+from defectnet.definet.relax import relax_in_one_step
 from defectnet.errors import InputError
 from defectnet.files import write_json
 from defectnet.progress import track
@@ -42,13 +43,13 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Score a network on every part that it has not seen, and write ``output`` (JSON); returns its rows.
 
-    A row is one of the parts :data:`~defectnet.definet.parts.TESTS`, of all pairs or of those that can be superposed,
-    and one group of :data:`DEFECTS`. ``X_mae_A`` is the mean of the pairs' mean |component| in Å, and
-    ``X_mae_within_3A``, ``X_mae_within_5A`` of the atoms near a defect, for every X of :data:`ANSWERS`; null where an
-    answer is not known. ``error_ratio`` is the mean length of the errors over the mean expected one, ``error_rank``
-    Spearman's correlation of the two over atoms. Where ``force_calls`` of pairs were counted, by start, there is their
-    median ``force_calls_X`` for every X of :data:`~defectnet.definet.force_calls.STARTS`, and the number ``relaxed`` of
-    these pairs.
+    A row is one of the parts :data:`~defectnet.definet.parts.TESTS`, of all pairs, of those in which the atoms stay on
+    their sites, or of those that can be superposed, and one group of :data:`DEFECTS`. ``X_mae_A`` is the mean of the
+    pairs' mean |component| in Å, and ``X_mae_within_3A``, ``X_mae_within_5A`` of the atoms near a defect, for every X
+    of :data:`ANSWERS`; null where an answer is not known. ``error_ratio`` is the mean length of the errors over the
+    mean expected one, ``error_rank`` Spearman's correlation of the two over atoms. Where ``force_calls`` of pairs were
+    counted, by start, there is their median ``force_calls_X`` for every X of
+    :data:`~defectnet.definet.force_calls.STARTS`, and the number ``relaxed`` of these pairs.
 
     Raises :class:`InputError` if the pairs are not those that the network was trained on.
     """
@@ -67,26 +68,28 @@ def evaluate(
             _score(trained, radii, pair) | {"force_calls": force_calls.get(pair.id)}
             for pair in track(held_out, f"evaluating {part}")
         ]
-        for known in ("all", "superposed"):
+        kinds = {
+            "all": scores,
+            "stay": [score for score in scores if score["stays"]],
+            "superposed": [score for score in scores if score["superposed_mae_A"] is not None],
+        }
+        for kind, some in kinds.items():
             for group, (fewest, most) in DEFECTS.items():
-                chosen = [
-                    score
-                    for score in scores
-                    if fewest <= score["defects"] <= most and (known == "all" or score["superposed_mae_A"] is not None)
-                ]
+                chosen = [score for score in some if fewest <= score["defects"] <= most]
                 if chosen:
-                    rows.append({"split": part, "pairs": known, "defects": group, **_mean(chosen)})
+                    rows.append({"split": part, "pairs": kind, "defects": group, **_mean(chosen)})
     content = {"about": trained.about, "rows": rows}
     write_json(output, content)
     return rows
 
 
 def _score(trained: Trained, radii: Callable[[Pair], np.ndarray], pair: Pair) -> dict[str, Any]:
-    graph = crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, trained.model.config["cutoff_A"])
-    found, error = predict_moves(trained.model, graph.to(trained.model.elements.dtype))
+    unrelaxed = Atoms(pair.numbers, pair.positions, cell=pair.cell, pbc=True)
+    relaxed = relax_in_one_step(trained, unrelaxed, pair.host_numbers, pair.lattice)
+    found = relaxed.positions - pair.positions
     answers = found, np.zeros_like(found), radii(pair), pair.superposed
     distances = get_distances(pair.positions, pair.positions[pair.defects], cell=pair.cell, pbc=True)[1].min(axis=1)
-    score: dict[str, Any] = {"defects": int(pair.defects.sum())}
+    score: dict[str, Any] = {"defects": int(pair.defects.sum()), "stays": pair.stays}
     for name, answer in zip(ANSWERS, answers, strict=True):
         score[f"{name}_mae_A"] = None if answer is None else coordinate_mae(answer, pair)
         for reach in LOCAL_A:
@@ -94,7 +97,7 @@ def _score(trained: Trained, radii: Callable[[Pair], np.ndarray], pair: Pair) ->
             unknown = answer is None or not near.any()
             score[f"{name}_mae_within_{reach:g}A"] = None if unknown else coordinate_mae(answer, pair, near)
     score["lengths"] = np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms]
-    score["expected"] = (trained.calibration * error)[pair.atoms]
+    score["expected"] = relaxed.error_A[pair.atoms]
     return score
 
 

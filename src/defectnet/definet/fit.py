@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from defectnet import __version__
-from defectnet.definet.graphs import batch, crystal_graph
+from defectnet.definet.corrections import Corrections
+from defectnet.definet.graphs import batch, graph_of
 from defectnet.definet.pairs import Pair
 from defectnet.definet.parts import deal
 from defectnet.digests import digest
@@ -44,17 +45,19 @@ class Settings:
     """How to train. Sizes are those of :class:`~defectnet.models.definet.DefiNet`.
 
     batch_size    : cells per step
+    farthest_A    : cells in which an atom moves farther are not learned from; they end in one of many minima
     averaging     : the weights that are kept are exponential means over about 1 / (1 - averaging) steps
     patience      : epochs without a better validation after which training ends
     """
 
     scalars: int = 64
     vectors: int = 32
-    layers: int = 3
+    layers: int = 2
     radial: int = 12
     cutoff_A: float = 4.5
     epochs: int = 40
     batch_size: int = 8
+    farthest_A: float = 0.5
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     averaging: float = 0.995
@@ -73,12 +76,14 @@ class Trained:
     """A trained network and what is needed to use it.
 
     calibration : factor of the expected errors, from the validation pairs
+    corrections : what it misses in the hosts that it was trained on
     parts       : ids of the pairs in each part
     about       : plain values: settings, digest of the data, best epoch, validation error, version
     """
 
     model: DefiNet
     calibration: float
+    corrections: Corrections
     parts: dict[str, list[str]]
     about: dict[str, Any]
 
@@ -89,6 +94,10 @@ def coordinate_mae(displacements: np.ndarray, pair: Pair, atoms: np.ndarray | No
     return float(np.abs(left[pair.atoms if atoms is None else atoms]).mean())
 
 
+def _moved_A(pair: Pair) -> float:
+    return float(np.linalg.norm(pair.displacements, axis=1).max())
+
+
 def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
     """Train on the division of ``pairs`` that the settings make; returns the checkpoint in the folder ``output``.
 
@@ -96,6 +105,8 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
     kind of device). Raises :class:`InputError` when training diverges or there is too little to divide.
     """
     parts = deal(pairs, settings.validation_fraction, settings.test_fraction, settings.seed)
+    for name in ("train", "validation"):
+        parts[name] = np.array([k for k in parts[name] if _moved_A(pairs[k]) <= settings.farthest_A])
     about = {"settings": asdict(settings), "data": _digest(pairs), "version": __version__}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log.info("pairs: %s (%s)", ", ".join(f"{len(index)} {name}" for name, index in parts.items()), device)
@@ -107,6 +118,7 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
         best = _optimise(model, training, validation, settings, output / "last.pt", about)
         model.load_state_dict(best["weights"])
         moves = [predict_moves(model.eval(), graph) for graph in validation.graphs]
+        known = [predict_moves(model, graph)[0] for graph in training.graphs]
     ratios = [
         np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
         for (found, error), pair in zip(moves, validation.pairs, strict=True)
@@ -116,6 +128,7 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
         "config": model.config,
         "weights": best["weights"],
         "calibration": float(np.median(ratios)),
+        "corrections": Corrections.fit(training.pairs, known).state(),
         "parts": {name: [pairs[k].id for k in index] for name, index in parts.items()},
         "about": about | {"epoch": best["epoch"], "validation_coordinate_mae_A": best["error"]},
     }
@@ -136,12 +149,7 @@ class Samples:
     @classmethod
     def of(cls, pairs: list[Pair], cutoff_A: float, device: torch.device) -> Samples:
         """Finds the neighbours of all pairs, which takes a few milliseconds each."""
-        graphs = [
-            crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, cutoff_A).to(
-                device, torch.float32
-            )
-            for pair in track(pairs, "neighbours")
-        ]
+        graphs = [graph_of(pair, cutoff_A, torch.float32).to(device) for pair in track(pairs, "neighbours")]
         displacements = [torch.tensor(pair.displacements, dtype=torch.float32, device=device) for pair in pairs]
         return cls(pairs, graphs, displacements)
 
@@ -180,7 +188,7 @@ def _optimise(
             break
         began = time.monotonic()
         # Every epoch has its own generator, so that resuming needs no generator state.
-        stream = torch.Generator().manual_seed(_seed(settings, f"epoch {epoch}"))
+        stream = torch.manual_seed(_seed(settings, f"epoch {epoch}"))
         model.train()
         total = 0.0
         steps = -(-len(training.pairs) // settings.batch_size)
@@ -251,6 +259,7 @@ def load_trained(path: Path) -> Trained:
             raise KeyError(f"format {content['format']}")
         model = DefiNet(**content["config"])
         model.load_state_dict(content["weights"])
-        return Trained(model.eval(), content["calibration"], content["parts"], content["about"])
+        corrections = Corrections.of(content["corrections"])
+        return Trained(model.eval(), content["calibration"], corrections, content["parts"], content["about"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecordError(f"{path}: not a checkpoint of this version ({reason(error)}); rerun `{command}`") from None

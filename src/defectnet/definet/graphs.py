@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,16 +13,53 @@ from ase.neighborlist import primitive_neighbor_list
 
 from defectnet.errors import InputError
 from defectnet.models.definet import HEAVIEST, Crystals
+from defectnet.phonons.superposition import Superposition
+
+if TYPE_CHECKING:
+    from defectnet.definet.pairs import Pair
+
+
+SOFTEST_eV_PER_A2 = 0.5
+"""Softer and unstable modes count as this: no harmonic crystal says how far they go."""
+
+
+def green_function(hessian: np.ndarray) -> np.ndarray:
+    """Static Green's function [3N, 3N] in Å²/eV of a supercell at Γ, the inverse of its Hessian [3N, 3N] in eV/Å².
+
+    Without rigid translations, and with curvatures of at least :data:`SOFTEST_eV_PER_A2`.
+    """
+    curvatures, modes = np.linalg.eigh(hessian)
+    green = (modes / np.maximum(np.abs(curvatures), SOFTEST_eV_PER_A2)) @ modes.T
+    blocks = green.reshape(len(green) // 3, 3, len(green) // 3, 3)
+    blocks = blocks - blocks.mean(axis=0, keepdims=True)
+    return (blocks - blocks.mean(axis=2, keepdims=True)).reshape(green.shape)
+
+
+@lru_cache(maxsize=256)
+def green_of(lattice: Superposition, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """:func:`green_function` of a host's supercell, remembered."""
+    return torch.tensor(green_function(lattice.hessian), dtype=dtype)
+
+
+def graph_of(pair: Pair, cutoff_A: float, dtype: torch.dtype = torch.float64) -> Crystals:
+    """The unrelaxed cell of a pair, with the Green's function of its host where its force constants are known."""
+    graph = crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, cutoff_A).to(dtype)
+    return graph if pair.lattice is None else replace(graph, green=(green_of(pair.lattice, dtype),))
 
 
 def crystal_graph(
-    numbers: np.ndarray, host_numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, cutoff_A: float
+    numbers: np.ndarray,
+    host_numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    cutoff_A: float,
+    green: torch.Tensor | None = None,
 ) -> Crystals:
     """One cell as a radius graph, all images within ``cutoff_A`` included; the three directions are periodic.
 
     Parameters: ``numbers`` and ``host_numbers`` [N], see :class:`Crystals`; ``positions`` [N, 3] and ``cell`` [3, 3] in
-    Å, one vector per row. Raises :class:`InputError` for shapes that do not fit, elements that have no properties, a
-    flat cell, or two sites in one place.
+    Å, one vector per row; :func:`green_function` of the host, if known. Raises :class:`InputError` for shapes that do
+    not fit, elements that have no properties, a flat cell, or two sites in one place.
     """
     numbers, host_numbers = np.asarray(numbers), np.asarray(host_numbers)
     n = len(numbers)
@@ -47,6 +87,7 @@ def crystal_graph(
         source=torch.from_numpy(source.astype(np.int64)),
         vectors=torch.from_numpy(vectors.astype(np.float64)),
         crystal=torch.zeros(n, dtype=torch.int64),
+        green=(torch.zeros(0, 0, dtype=torch.float64) if green is None else green,),
     )
 
 
@@ -68,4 +109,5 @@ def batch(graphs: Sequence[Crystals]) -> Crystals:
         source=joined("source", sites),
         vectors=joined("vectors"),
         crystal=joined("crystal", cells),
+        green=tuple(one for graph in graphs for one in graph.green),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,20 +12,15 @@ from ase.data import chemical_symbols
 from ase.formula import Formula
 from ase.geometry import find_mic
 
-from defectnet.batches import PRISTINE, structure_of
-from defectnet.batches.library import Library, read_library
-from defectnet.config import load_config
+from defectnet.definet.hosts import SAME_CELL_A, FinishedHost, finished_hosts
 from defectnet.errors import InputError
-from defectnet.layout import Layout
 from defectnet.models.definet import NOTHING
-from defectnet.progress import track
-from defectnet.records import Entry, Record, RecordStore, read_manifest
-from defectnet.supercells import HostPlan, Plan, Supercell, expand, read_plans
+from defectnet.phonons.superposition import Superposition
 
 log = logging.getLogger(__name__)
 
-SAME_CELL_A = 1e-4
-"""Rounding of a relaxation within symmetry."""
+STAYS_A = 0.3
+"""Atoms that move no farther have kept their sites; `defectnet screen` draws the line there, too."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,9 @@ class Pair:
     positions     : [N, 3] unrelaxed sites in Å, those of the host
     cell          : [3, 3] in Å, one vector per row
     displacements : [N, 3] from there to the relaxed position in Å, the nearest image, mean over atoms 0; 0 at vacancies
-    superposed    : the same as the host's single defects predict it, or None where they are not known
+    superposed    : of a doped supercell, the same as the host's single defects predict it, or None if these are unknown
+    lattice       : the perfect supercell with its force constants, or None where they are not known
+    stays         : whether every atom keeps its site (:data:`STAYS_A`) and, of a single defect, all modes are real
     part          : of a published division: train, validation or test; empty if there is none
     """
 
@@ -51,6 +48,8 @@ class Pair:
     cell: np.ndarray
     displacements: np.ndarray
     superposed: np.ndarray | None = None
+    lattice: Superposition | None = None
+    stays: bool = True
     part: str = ""
 
     @property
@@ -86,85 +85,61 @@ def net_displacements(start: np.ndarray, end: np.ndarray, cell: np.ndarray, atom
 def pairs_of_runs(configs: Sequence[Path], *, superpose: bool = True) -> list[Pair]:
     """Single defects and doped supercells of every batch that some runs have finished; unconverged ones are left out.
 
+    Runs that share records may be given together, a relaxation counts once.
     Parameters: configuration files of the runs; whether to superpose the single defects of doped supercells, which
-    takes longest. Raises :class:`InputError` where there is nothing to learn from.
+    takes longest. Raises :class:`InputError` where there is nothing to learn from, or two runs have one name.
     """
-    pairs = []
+    pairs: dict[str, Pair] = {}
+    seen: set[str] = set()
     for config in configs:
-        settings = load_config(config)
-        layout = Layout.of(settings)
-        batches = sorted(path.stem for path in (layout.results / "library").glob("*.json"))
-        for name in track(batches, f"reading {layout.results}"):
-            pairs += _pairs_of_batch(settings.run.name, layout, name, superpose)
+        for host in finished_hosts(config):
+            for item, (_, entry) in host.entries.items():
+                name = f"{host.name}/{item}"
+                if entry.key in seen:
+                    continue
+                if name in pairs:
+                    raise InputError(f"{config}: there are two relaxations {name}; give every run its own run.name")
+                seen.add(entry.key)
+                pair = _pair(name, host, item, superpose)
+                if pair is not None:
+                    pairs[name] = pair
     if not pairs:
         raise InputError(
             f"{', '.join(map(str, configs))}: no relaxed single defects or doped supercells; run the stages library "
             "and relax first"
         )
-    log.info("%d relaxations of %d host compositions", len(pairs), len({pair.host for pair in pairs}))
-    return pairs
+    log.info("%d relaxations of %d host compositions", len(pairs), len({pair.host for pair in pairs.values()}))
+    return list(pairs.values())
 
 
-def _pairs_of_batch(run: str, layout: Layout, batch: str, superpose: bool) -> Iterator[Pair]:
-    store = RecordStore(layout.records)
-    plans, _ = read_plans(layout.batch("supercells", batch))
-    entries = {
-        stage: read_manifest(layout.batch(stage, batch)) if layout.batch(stage, batch).exists() else []
-        for stage in ("library", "relax", "phonons")
-    }
-    hosts = {entry.host: entry for entry in entries["relax"] if entry.item == PRISTINE and entry.status == "done"}
-    for host, entry in hosts.items():
-        pristine = store.read("relax", host, entry.key)
-        sites = expand(structure_of(pristine), plans[host].matrix)
-        own = {stage: [e for e in found if e.host == host and e.status == "done"] for stage, found in entries.items()}
-        for defect in own["library"]:
-            record = store.read("library", host, defect.key)
-            if record.header["quality"]["converged"]:
-                header, name = record.header, f"{run}/{host}/{defect.item}"
-                yield _pair(name, record, sites, Plan.single(sites.parent, header["site"], header["dopant"]))
-        library = _library(store, pristine, plans[host], own) if superpose else None
-        for doped in own["relax"]:
-            if doped.item == PRISTINE:
-                continue
-            record = store.read("relax", host, doped.key)
-            if not record.header["quality"]["converged"]:
-                continue
-            plan = plans[host].plan_of(doped.item)
-            known = library is not None and bool(library.digest(plan))
-            superposed = library.superpose.displacements(plan) if known else None
-            name = f"{run}/{host}/{doped.item}"
-            yield _pair(name, record, sites, plan, superposed)
-
-
-def _library(store: RecordStore, pristine: Record, plan: HostPlan, own: dict[str, list[Entry]]) -> Library | None:
-    """The host's single defects, where its force constants are known, too."""
-    phonons = [entry for entry in own["phonons"] if entry.item == PRISTINE]
-    if not phonons or not own["library"]:
+def _pair(name: str, host: FinishedHost, item: str, superpose: bool) -> Pair | None:
+    """A relaxation of the atoms that a plan leaves on the sites of the host, or None if it did not converge."""
+    record = host.record(item)
+    arrays, quality = record.arrays, record.header["quality"]
+    if not quality["converged"]:
         return None
-    return read_library(store, pristine, store.read("phonons", plan.host_id, phonons[0].key), plan, own["library"])
-
-
-def _pair(name: str, record: Record, sites: Supercell, plan: Plan, superposed: np.ndarray | None = None) -> Pair:
-    """A relaxation of the atoms that ``plan`` leaves on the ``sites`` of the host."""
-    arrays, host = record.arrays, sites.atoms
     if np.abs(arrays["cell"] - arrays["start_cell"]).max() > SAME_CELL_A:
         raise InputError(f"{name}: relaxed with its lattice; only runs with relaxation.doped_cell: false can be used")
-    kept = plan.occupied(len(host))
-    numbers = np.full(len(host), NOTHING)
+    sites, plan = host.lattice.folding.atoms, host.plan_of(item)
+    kept = plan.occupied(len(sites))
+    numbers = np.full(len(sites), NOTHING)
     numbers[kept] = arrays["numbers"]
-    start, end = host.positions.copy(), host.positions.copy()
-    start[kept], end[kept] = arrays["start_positions"], arrays["positions"]
-    guess = None
-    if superposed is not None:
-        guess = np.zeros_like(start)
-        guess[kept] = superposed - superposed.mean(axis=0)
+    ends, guess = sites.positions.copy(), None
+    ends[kept] = arrays["positions"]
+    if superpose and host.entries[item][0] == "relax" and host.library.digest(plan):
+        guess = np.zeros_like(ends)
+        guess[kept] = host.library.superpose.displacements(plan)
+    displacements = net_displacements(sites.positions, ends, arrays["cell"], numbers != NOTHING)
+    stable = not quality.get("imaginary_modes", 0)
     return Pair(
         id=name,
-        host=reduced_formula(host.numbers),
+        host=reduced_formula(sites.numbers),
         numbers=numbers,
-        host_numbers=host.numbers.astype(int),
-        positions=start,
+        host_numbers=sites.numbers.astype(int),
+        positions=sites.positions,
         cell=arrays["cell"],
-        displacements=net_displacements(start, end, arrays["cell"], numbers != NOTHING),
+        displacements=displacements,
         superposed=guess,
+        lattice=host.lattice,
+        stays=stable and bool(np.linalg.norm(displacements, axis=1).max() <= STAYS_A),
     )

@@ -10,9 +10,10 @@ from ase import Atoms
 from ase.geometry import get_distances
 
 from defectnet.definet.fit import Trained, predict_moves
-from defectnet.definet.graphs import crystal_graph
+from defectnet.definet.graphs import crystal_graph, green_of
 from defectnet.errors import InputError
 from defectnet.models.definet import NOTHING
+from defectnet.phonons.superposition import Superposition
 
 SAME_SITE_A = 0.5
 """An atom that is no farther from a site of the host than this sits on it."""
@@ -29,13 +30,18 @@ class OneStep:
 
 
 def relax_in_one_step(
-    trained: Trained, atoms: Atoms, host_numbers: np.ndarray, dtype: torch.dtype = torch.float32
+    trained: Trained,
+    atoms: Atoms,
+    host_numbers: np.ndarray,
+    lattice: Superposition | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> OneStep:
     """Relaxed positions of ``atoms``, which stand on the sites of their perfect, relaxed host.
 
     ``host_numbers`` [N] are the atomic numbers there; with those of the atoms they say which sites are perfect,
-    substituted, or vacant: a vacancy is an atom "X" (number 0), its position is returned as it is. The lattice stays,
-    and so does the centre of the atoms (not of mass).
+    substituted, or vacant: a vacancy is an atom "X" (number 0), its position is returned as it is. ``lattice`` is the
+    host's supercell with its force constants, its sites in the same order; with it, answers are much better. The
+    lattice stays, and so does the centre of the atoms (not of mass).
 
     Raises :class:`InputError` as :func:`~defectnet.definet.graphs.crystal_graph` does, and for cells that are not
     periodic.
@@ -43,8 +49,11 @@ def relax_in_one_step(
     if not atoms.pbc.all():
         raise InputError(f"{atoms.symbols}: not periodic in all directions; set its cell and pbc=True")
     cutoff_A = trained.model.config["cutoff_A"]
-    graph = crystal_graph(atoms.numbers, host_numbers, atoms.positions, atoms.cell.array, cutoff_A)
+    green = None if lattice is None else green_of(lattice, dtype)
+    graph = crystal_graph(atoms.numbers, host_numbers, atoms.positions, atoms.cell.array, cutoff_A, green)
     displacements, error = predict_moves(trained.model.to(dtype), graph.to(dtype))
+    if lattice is not None:
+        displacements += trained.corrections(lattice, atoms.numbers)
     error = np.where(atoms.numbers == NOTHING, 0, trained.calibration * error)
     return OneStep(atoms.positions + displacements, error)
 

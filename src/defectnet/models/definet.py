@@ -8,7 +8,10 @@ vacant; a vacancy stays in the graph as a ghost node) that gates the messages. W
 - Besides scalars, which describe the crystal, a node has a *disturbance*: channels that are zero where nothing was
   replaced. Vectors arise from disturbances only, and messages are linear in both, like the response of a harmonic
   crystal, with coefficients that depend on everything else. So a perfect crystal does not move, exactly.
-- Nothing is pooled over the cell: the answer does not depend on which cell describes the crystal.
+- Where the host's force constants are known, the network also says Kanzaki forces, those that would displace the
+  perfect harmonic crystal as the defects do, and the lattice Green's function says where these carry the atoms. So what
+  is soft in a host, and how far a disturbance reaches there, need not be learned.
+- Nothing else is pooled over the cell: the answer does not depend on which cell describes the crystal.
 - Every atom's expected error is predicted as well.
 """
 
@@ -37,6 +40,12 @@ HEAVIEST = 94
 NEIGHBOURS = 30.0
 """Sums over neighbours are divided by the square root of a typical number of them."""
 
+LEARNED = 8
+"""Length of the vector that is learned of each element."""
+
+HIDDEN = 0.1
+"""How often training hides that of an element, or the Green's function of a host."""
+
 
 @dataclass(frozen=True)
 class Crystals:
@@ -45,7 +54,9 @@ class Crystals:
     numbers, host_numbers : [N] atomic numbers that each site holds (0: vacant), and holds in the perfect host
     target, source        : [E] the sites of each edge
     vectors               : [E, 3] from target to source in Å
-    crystal               : [N] the cell of each site
+    crystal               : [N] the cell of each site; cells are contiguous
+    green                 : S times [3n, 3n] in Å²/eV, the Green's function of the host's lattice at the n sites of a
+                            cell, or [0, 0] where it is not known
     """
 
     numbers: Tensor
@@ -54,6 +65,7 @@ class Crystals:
     source: Tensor
     vectors: Tensor
     crystal: Tensor
+    green: tuple[Tensor, ...]
 
     @property
     def markers(self) -> Tensor:
@@ -62,12 +74,18 @@ class Crystals:
         return torch.where(self.numbers == NOTHING, VACANT, changed)
 
     def to(self, *args: torch.device | torch.dtype) -> Crystals:
-        """On another device; a floating-point type applies to the vectors alone."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        """On another device; a floating-point type applies to the vectors and Green's functions alone."""
+        green = tuple(one.to(*args) for one in self.green)
+        moved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "green"}
         for arg in args:
             names = ("vectors",) if isinstance(arg, torch.dtype) else moved
             moved |= {name: moved[name].to(arg) for name in names}
-        return replace(self, **moved)
+        return replace(self, **moved, green=green)
+
+    @property
+    def sizes(self) -> list[int]:
+        """S times the number of sites of a cell."""
+        return torch.bincount(self.crystal, minlength=len(self.green)).tolist()
 
 
 @dataclass(frozen=True)
@@ -83,15 +101,17 @@ class Moves:
 
 
 def _element_table() -> np.ndarray:
-    """[HEAVIEST + 1, 8] properties of each element, of order one; row 0, of nothing, is zero."""
-    rows = [np.zeros(8)]
+    """[HEAVIEST + 1, 9] properties of each element, of order one; row 0, of nothing, is zero."""
+    rows = [np.zeros(9)]
     for z in range(1, HEAVIEST + 1):
         element, known = Element.from_Z(z), Properties.of(z)
+        states = element.common_oxidation_states or (0,)
         rows.append(
             np.array([
                 np.log(known.mass_u / 40), (known.radius_A - 1.3) / 0.3, 2 * (known.electronegativity - 2),
                 (known.period - 4) / 2, (known.group - 9) / 6, (known.valence - 5) / 4,
                 (float(element.average_ionic_radius) - 0.9) / 0.4, (element.mendeleev_no - 60) / 30,
+                np.mean(states) / 3,
             ])
         )  # fmt: skip
     return np.array(rows)
@@ -196,31 +216,38 @@ def _lengths(vectors: Tensor) -> Tensor:
 class DefiNet(nn.Module):
     """The network: C = ``scalars``, D = ``vectors``.
 
-    The published one has 512 channels of both kinds, 4 layers, 128 radial functions, and a cutoff of 6 Å.
+    An element is described by its properties and by what is ``learned`` of it, a vector that training hides at times,
+    so that elements which it never saw (they have zeros) are no surprise; the same with Green's functions.
+    The published network has 512 channels of both kinds, 4 layers, 128 radial functions, and a cutoff of 6 Å.
     """
 
     def __init__(
-        self, scalars: int = 64, vectors: int = 32, layers: int = 3, radial: int = 12, cutoff_A: float = 4.5
+        self, scalars: int = 64, vectors: int = 32, layers: int = 2, radial: int = 12, cutoff_A: float = 4.5
     ) -> None:
         super().__init__()
         self.config = {
             "scalars": scalars, "vectors": vectors, "layers": layers, "radial": radial, "cutoff_A": cutoff_A,
         }  # fmt: skip
         self.register_buffer("elements", torch.tensor(ELEMENTS, dtype=torch.float32))
-        properties = self.elements.shape[1] + 1
-        self.describe = _mlp(2 * properties + 3, scalars, scalars)
+        self.learned = nn.Parameter(torch.zeros(HEAVIEST + 1, LEARNED))
+        properties = self.elements.shape[1] + LEARNED + 1
+        self.describe = _mlp(2 * properties + 4, scalars, scalars)
         self.disturb = _mlp(properties, scalars, vectors)
         self.edges = Edges(radial, cutoff_A)
         self.layers = nn.ModuleList(Layer(scalars, vectors, radial) for _ in range(layers))
         self.move = _mlp(scalars + vectors, scalars, vectors)
+        self.push = _mlp(scalars + vectors, scalars, vectors)
         self.judge = _mlp(scalars + 2 * vectors, scalars, 1)
 
     def forward(self, crystals: Crystals) -> Moves:
         """See :class:`Crystals` and :class:`Moves`."""
         markers = crystals.markers
         told = functional.one_hot(markers, 3).to(self.elements.dtype)
-        held, held_by_host = (self._properties(numbers) for numbers in (crystals.numbers, crystals.host_numbers))
-        scalars = self.describe(torch.cat([held, held_by_host, told], dim=1))
+        green = [one if self._shown(1) else one[:0, :0] for one in crystals.green]
+        harmonic = told.new_tensor([float(len(one) > 0) for one in green])[crystals.crystal, None]
+        properties = self._properties()
+        held, held_by_host = (properties[numbers] for numbers in (crystals.numbers, crystals.host_numbers))
+        scalars = self.describe(torch.cat([held, held_by_host, told, harmonic], dim=1))
         disturbance = self.disturb(held) - self.disturb(held_by_host)
         vectors = disturbance.new_zeros((len(markers), 3, disturbance.shape[1]))
         radial, unit = self.edges(crystals)
@@ -230,11 +257,24 @@ class DefiNet(nn.Module):
         scalars, disturbance, vectors = state
         known = torch.cat([scalars, disturbance], dim=1)
         displacements = (self.move(known)[:, None] * vectors).sum(dim=2)
+        forces = (self.push(known)[:, None] * vectors).sum(dim=2) * (markers != VACANT)[:, None]
+        displacements = displacements + torch.cat([
+            (one @ force.flatten()).view(force.shape) if len(one) else torch.zeros_like(force)
+            for one, force in zip(green, forces.split(crystals.sizes), strict=True)
+        ])  # fmt: skip
         log_error = self.judge(torch.cat([known, _lengths(vectors)], dim=1)).squeeze(1) - 3
         return Moves(_without_translation(displacements, crystals.crystal, markers != VACANT), log_error)
 
-    def _properties(self, numbers: Tensor) -> Tensor:
-        return torch.cat([self.elements[numbers], (numbers == NOTHING).to(self.elements.dtype)[:, None]], dim=1)
+    def _properties(self) -> Tensor:
+        """[HEAVIEST + 1, P] what is known of each element."""
+        nothing = torch.zeros_like(self.elements[:, :1])
+        nothing[NOTHING] = 1
+        shown = self._shown(len(self.learned)).to(self.learned)[:, None]
+        return torch.cat([self.elements, self.learned * shown, nothing], dim=1)
+
+    def _shown(self, n: int) -> Tensor:
+        """[n] what training does not hide this time."""
+        return torch.rand(n) > HIDDEN if self.training else torch.ones(n, dtype=torch.bool)
 
 
 def _without_translation(displacements: Tensor, crystal: Tensor, atoms: Tensor) -> Tensor:

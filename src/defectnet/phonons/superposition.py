@@ -11,6 +11,7 @@ what takes their bonds away, leave the sum at the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -77,6 +78,12 @@ class Superposition:
         may reach farther, which is why they have to be computed anew.
         """
         return Superposition(self.primitive, matrix, force_constants, self.defects.values())
+
+    def holding(self, defects: Iterable[Defect]) -> Superposition:
+        """The same supercell with other single defects."""
+        other = copy(self)
+        other.defects = {(defect.site, defect.dopant): defect for defect in defects}
+        return other
 
     def repeated_plan(self, smaller: Superposition, plan: Plan) -> Plan:
         """The arrangement ``plan`` of a smaller supercell of the same host, repeated over this supercell."""
