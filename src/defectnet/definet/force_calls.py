@@ -42,9 +42,9 @@ def count(checkpoint: Path, pairs: Sequence[Pair], configs: Sequence[Path], cell
 
     Parameters: the network and pairs of the runs ``configs``, all or some of those that it was trained on; how many
     ``cells`` of each held-out part, chosen at random, with one defect and as many with several. ``output`` (CSV,
-    :data:`COLUMNS`) has a line per relaxation, without a number where it failed. A file beside it that is named after the network gets each
-    line as soon as it is known; what is there is not relaxed again. A guess that leads astray costs its own steps and
-    those of the relaxation that follows without it.
+    :data:`COLUMNS`) has a line per relaxation, without a number where it failed. A file beside it that is named after
+    the network gets each line as soon as it is known; what is there is not relaxed again. A guess that leads astray
+    costs its own steps and those of the relaxation that follows without it.
     """
     trained = load_trained(checkpoint)
     known = output.with_name(f"{output.stem}-{file_digest(checkpoint)[:12]}.csv")

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from defectnet.dataset.samples import Axis, Responses, load_responses
 from defectnet.dataset.schema import Dataset
-from defectnet.elements import MASSES
+from defectnet.elements import MASSES, VACANCY
 from defectnet.report.examples import at_best_level
 from defectnet.report.scores import LINES
 from defectnet.report.style import (
@@ -194,7 +194,7 @@ def _mean_in_bins(x: pd.Series, y: pd.Series, equal: bool, bins: int = 10) -> tu
 
 
 def detection_figure(data: Dataset, stem: Path) -> list[Path]:
-    """Detection limits: against mass ratio at one noise, but of vacancies; and how many are found at several noises."""
+    """Detection limits: against mass ratio at one noise, vacancies apart; and how many are found at several noises."""
     responses = load_responses(data, Axis("absolute"), ())
     with style():
         figure = new_figure(DOUBLE_COLUMN * 0.75, 2.4)
@@ -205,15 +205,19 @@ def detection_figure(data: Dataset, stem: Path) -> list[Path]:
             figure.text(0.5, 0.5, "No response is known", ha="center")
             return save(figure, stem)
         ratio, alone, among = (np.concatenate(values) for values in zip(*found, strict=True))
+        dopants = ratio[ratio > 0]
+        lightest, heaviest = dopants.min(initial=1), dopants.max(initial=1)
+        vacancy = lightest / 4  # has no place on a logarithmic axis of its own
+        ratio = np.where(ratio > 0, ratio, vacancy)
         for limits, colour, label in ((among, BLUE, "among all candidates"), (alone, ORANGE, "alone")):
-            shown = np.isfinite(limits) & (ratio > 0)
+            shown = np.isfinite(limits)
             by_mass.scatter(ratio[shown], 100 * NOISE * limits[shown], s=5, lw=0, alpha=0.6, color=colour, label=label)
         by_mass.set(xscale="log", yscale="log", xlabel="Mass over that of the replaced element")
         by_mass.set_ylabel(f"Detection limit (at.%), noise {100 * NOISE:g} %")
-        ratio = ratio[ratio > 0]
-        lightest, heaviest = ratio.min(initial=np.inf), ratio.max(initial=0)
-        ticks = [tick for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8) if lightest / 1.5 < tick < 1.5 * heaviest]
-        by_mass.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ticks = {tick: f"{tick:g}" for tick in (0.1, 0.25, 0.5, 1, 2, 4, 8) if lightest / 1.5 < tick < 1.5 * heaviest}
+        if len(dopants) < len(ratio):
+            ticks[vacancy] = VACANCY
+        by_mass.set_xticks(list(ticks), list(ticks.values()))
         by_mass.minorticks_off()
         by_mass.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.1)
         amounts = np.geomspace(1e-4, 0.25, 80)
