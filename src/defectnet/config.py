@@ -191,7 +191,9 @@ class Relaxation(Block):
         description="Where doped supercells start: at the host's sites, or displaced as the single defects predict, or "
         "as a network does (`defectnet definet train`).",
     )
-    definet: str | None = Field(None, description="Checkpoint of the network of start: definet.")
+    definet: str | None = Field(
+        None, description="Checkpoint of the network of start: definet; models/definet/checkpoint.pt knows SevenNet-0."
+    )
 
     @model_validator(mode="after")
     def _has_network(self) -> Relaxation:

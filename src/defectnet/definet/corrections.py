@@ -24,7 +24,7 @@ from defectnet.phonons.crystal import TIE_A, Folding
 from defectnet.phonons.superposition import Defect, Superposition
 from defectnet.supercells import Plan
 
-LENGTH = 1.5
+LENGTH = 1.0
 """Over which distance of properties elements are alike."""
 NOISE = 0.2
 """Variance of what has nothing to do with properties, as a share of what has."""

@@ -55,10 +55,10 @@ class Settings:
     layers: int = 2
     radial: int = 12
     cutoff_A: float = 4.5
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 8
     farthest_A: float = 0.5
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     averaging: float = 0.995
     patience: int = 20

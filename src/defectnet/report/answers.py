@@ -218,7 +218,7 @@ def detection_figure(data: Dataset, stem: Path) -> list[Path]:
         if len(dopants) < len(ratio):
             ticks[vacancy] = VACANCY
         by_mass.set_xticks(list(ticks), list(ticks.values()))
-        by_mass.minorticks_off()
+        by_mass.xaxis.minorticks_off()
         by_mass.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.1)
         amounts = np.geomspace(1e-4, 0.25, 80)
         for noise, dashes in ((0.001, "-"), (0.01, "--"), (0.05, "-."), (0.2, ":")):
