@@ -605,5 +605,7 @@ def test_a_sample_is_asked_about_vacancies(learned):
     assert {one.element for one in predict(checkpoints["response"], *pair, "KBr", None, known).dopants} == {
         "Na", "Rb", "Cl", VACANCY,
     }  # fmt: skip
+    both = replace(known, replaces={VACANCY: "K, Br"})
+    assert predict(checkpoints["response"], *pair, "KBr", [VACANCY], both).dopants[0].replaces == "K, Br"
     unknown = predict(checkpoints["response"], *pair, "KBr", [VACANCY])
     assert unknown.dopants[0].replaces in ("K", "Br") and unknown.dopants[0].knowledge == "none"

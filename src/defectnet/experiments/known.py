@@ -20,9 +20,13 @@ NETWORK_AXIS = Axis("absolute")
 
 @dataclass(frozen=True)
 class KnownHost:
-    """What the pipeline computed of a host: ``responses`` of this host alone, on the edges [B + 1] of its dataset."""
+    """What the pipeline computed of a host: ``responses`` of this host alone, on the edges [B + 1] of its dataset.
+
+    ``replaces`` tells the element, or elements, that each candidate replaces.
+    """
 
     name: str
+    replaces: dict[str, str]
     responses: Responses
     edges_meV: np.ndarray
     weighting: Literal["none", "neutron"]
@@ -75,4 +79,5 @@ def look_up(dataset: Path, name: str) -> KnownHost:
         one = {key: value[found] for key, value in vars(responses).items()}
         for key in ("finite", "scatter"):  # a measured spectrum has taught nothing
             one[key] = one[key][:, -1:]
-        return KnownHost(ids[found[0]], Responses(**one), data.edges_meV, data.settings.weighting)
+        replaces = data.hosts.replaces[found[0]]
+        return KnownHost(ids[found[0]], replaces, Responses(**one), data.edges_meV, data.settings.weighting)

@@ -143,6 +143,7 @@ def predict(
     places = [int(np.flatnonzero(responses.elements[0] == index_of(symbol))[0]) for symbol in asked]
     limits = detection_limits(response[0, places][:, measured] / noise.level[measured], 1.0)
     spread = norm.ppf(0.5 + COVERAGE / 2) * told.concentration[1:].std(axis=0)
+    replaces = {} if known is None else known.replaces
     dopants = []
     for symbol, place, limit in zip(asked, places, limits, strict=True):
         column, level = index_of(symbol), LEVELS[levels[place]]
@@ -152,7 +153,7 @@ def predict(
         dopants.append(
             Dopant(
                 element=symbol,
-                replaces=SYMBOLS[responses.replaced[0, place]],
+                replaces=replaces.get(symbol, SYMBOLS[responses.replaced[0, place]]),
                 concentration=amount,
                 low=max(amount - width, 0.0),
                 high=amount + width,
