@@ -35,8 +35,8 @@ LEVELS = ("library", "mass_only", "none")
 STEPS = 40
 """Iterations of the unrolled least squares."""
 
-RIDGES = (1.0, 0.01)
-"""Ridge of the least squares, relative to the diagonal, without and with known scatter; training goes on from there."""
+RIDGES = (0.01, 1.0, 1.0)
+"""Ridge of the least squares by level of knowledge, relative to the diagonal; training goes on from there."""
 
 SIZE_FLOOR = 1.0
 """Added to squared responses, which are of order 100 (10 outside of the scatter), so that a weak one cannot explain
@@ -212,11 +212,12 @@ class Unmixing(nn.Module):
         return self.log_faults.exp()[:, None] * kinds
 
     def forward(
-        self, difference: Tensor, measured: Tensor, response: Tensor, scatter: Tensor, mask: Tensor
+        self, difference: Tensor, measured: Tensor, response: Tensor, level: Tensor, scatter: Tensor, mask: Tensor
     ) -> tuple[Tensor, ...]:
         """Concentrations [n, K] and standard errors [n, K]; Gram matrix [n, K, K], projections [n, K] and square [n].
 
-        Of differences [n, B] where they are ``measured`` [n, B], responses [n, K, B] and scatter [n, R, B].
+        Of differences [n, B] where they are ``measured`` [n, B], responses [n, K, B] of ``level`` [n, K], and scatter
+        [n, R, B].
         """
         target, basis = self.metric(difference), self.metric(response)
         spread = self.metric(torch.cat([scatter, self.faults(difference, measured)], dim=1))
@@ -231,11 +232,10 @@ class Unmixing(nn.Module):
         gram = (weighed @ basis.transpose(1, 2)) * (mask[:, :, None] & mask[:, None, :])
         aim = torch.einsum("nb,nkb->nk", target, weighed) * mask
         square = (weighted(target[:, None]).squeeze(1) * target).sum(dim=1)
-        known = scatter.any(dim=(1, 2)).long()
         size = torch.diagonal(gram, dim1=1, dim2=2)
         scale = (size + SIZE_FLOOR).sqrt()
         unit = gram / (scale[:, :, None] * scale[:, None, :])
-        unit = unit + torch.diag_embed(self.log_ridge.exp()[known, None] + (~mask).float())
+        unit = unit + torch.diag_embed(self.log_ridge.exp()[level] + (~mask).float())
         wanted = aim / scale
         # Nesterov's accelerated projected gradient; the largest row sum bounds the largest eigenvalue.
         step = 1 / unit.detach().abs().sum(dim=2).amax(dim=1, keepdim=True)
@@ -250,7 +250,7 @@ class Unmixing(nn.Module):
 
 
 class ResponseNet(nn.Module):
-    """The three steps; 215,128 parameters with 240 bins. ``bins`` is the length of the spectra."""
+    """The three steps; 215,129 parameters with 240 bins. ``bins`` is the length of the spectra."""
 
     def __init__(self, bins: int, width: int = 96, blocks: int = 2) -> None:
         super().__init__()
@@ -281,7 +281,8 @@ class ResponseNet(nn.Module):
         host, mask, measured = question.host, question.mask, question.measured.float()
         pristine, difference, response = self.compared(question)
         scatter = response_within(measured, question.scatter[host], question.host_pristine[host])
-        unmixed, error, gram, aim, square = self.unmixing(difference, measured, response, scatter, mask)
+        known = question.level[host]
+        unmixed, error, gram, aim, square = self.unmixing(difference, measured, response, known, scatter, mask)
         significance = torch.log1p(unmixed / error)
         residual = difference - torch.einsum("nk,nkb->nb", unmixed, response)
         size = torch.diagonal(gram, dim1=1, dim2=2) + 1e-8
@@ -305,8 +306,8 @@ class ResponseNet(nn.Module):
         products = response / size.sqrt()[..., None] / total.sqrt()[..., None]
         agreement = functional.adaptive_avg_pool1d(products * difference[:, None], WINDOWS)
         after = functional.adaptive_avg_pool1d(products * residual[:, None], WINDOWS)
-        level = functional.one_hot(question.level, len(LEVELS)).float()
-        told = [question.properties[host], level[host], torch.stack(fit, dim=-1), 20 * agreement, 20 * after]
+        level = functional.one_hot(known, len(LEVELS)).float()
+        told = [question.properties[host], level, torch.stack(fit, dim=-1), 20 * agreement, 20 * after]
         tokens = self.candidate(torch.cat(told, dim=-1))
         whole = self.spectrum(torch.stack([pristine, difference, residual, measured], dim=1))
         tokens = torch.cat([whole[:, None], tokens], dim=1)
