@@ -45,8 +45,8 @@ everything by a lot of it."""
 FAULTS = (0.01, 0.01, 0.3, 0.5)
 """Background and its slope over half the axis, in intensities; shift and stretch over half the axis, in bins."""
 
-NOISE = 3e-3
-"""Variance of an intensity beside the scatter; training goes on from there."""
+NOISE, NOISE_LEAST = 3e-3, 1e-4
+"""Variance of an intensity beside the scatter, from which training goes on, and what single precision can bear."""
 
 SIGNIFICANT = 1.1
 """Logarithm of 1 + concentration over standard error, here 2, at which presence is as likely as not before training."""
@@ -221,7 +221,7 @@ class Unmixing(nn.Module):
         """
         target, basis = self.metric(difference), self.metric(response)
         spread = self.metric(torch.cat([scatter, self.faults(difference, measured)], dim=1))
-        noise = self.log_noise.exp() / difference.shape[-1]
+        noise = (self.log_noise.exp() + NOISE_LEAST) / difference.shape[-1]
         inner = torch.linalg.cholesky(spread @ spread.transpose(1, 2) + noise * torch.eye(spread.shape[1]).to(spread))
 
         def weighted(curves: Tensor) -> Tensor:
