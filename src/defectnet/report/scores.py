@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def scores_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
             axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_yticks(range(len(rows)), [name_of(*row) for row in rows])
             axes.tick_params(axis="y", length=0)
-            axes.set_title(SPLIT_NAMES[kind].replace(", ", ",\n").capitalize(), loc="left")
+            axes.set_title(fill(SPLIT_NAMES[kind].capitalize(), 18), loc="left")
             if len(kinds) > 1:
                 axes.annotate(
                     chr(ord("a") + index), (0, 1), xycoords="axes fraction", xytext=(-8, 4),
@@ -131,7 +132,7 @@ def traces_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
     label = "Mass over that of the replaced element"
     panels = (
         ("traces_by_mass_ratio", "auroc", label, "AUROC"),
-        ("traces_by_mass_ratio", "fpr_at_90_recall", label, "False alarms when 90 % are found"),
+        ("traces_by_mass_ratio", "fpr_at_90_recall", label, "False alarms at 90 % recall"),
     )
     with style():
         figure = new_figure(DOUBLE_COLUMN, 2.7)
