@@ -131,6 +131,12 @@ class Supercells(Block):
     concentration_max: float = Field(
         0.125, gt=0, le=1, description="Highest concentration of all species together, as a fraction (0.25 = 25 at.%)."
     )
+    dilute_per_host: int = Field(
+        0, ge=0, le=1000, description="More doped supercells per host, numbered after the others, with few dopants."
+    )
+    dilute_max: float = Field(
+        0.05, gt=0, le=1, description="Highest concentration of all species together in these, as a fraction."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Supercells:
@@ -138,10 +144,22 @@ class Supercells(Block):
             ("atoms_min", "atoms_max"),
             ("species_min", "species_max"),
             ("concentration_min", "concentration_max"),
+            *([("concentration_min", "dilute_max")] if self.dilute_per_host else []),
         ):
             if getattr(self, low) > getattr(self, high):
                 raise ValueError(f"{low} ({getattr(self, low)}) must not exceed {high} ({getattr(self, high)})")
         return self
+
+    @property
+    def cells_per_host(self) -> int:
+        """Doped supercells of a host, dilute ones included."""
+        return self.doped_per_host + self.dilute_per_host
+
+    def of_cell(self, number: int) -> Supercells:
+        """What one of them is drawn by."""
+        if number < self.doped_per_host:
+            return self
+        return self.model_copy(update={"concentration_max": self.dilute_max})
 
 
 class Potential(Block):
@@ -367,7 +385,7 @@ class Config(Block):
     @property
     def needs_library(self) -> bool:
         """Whether any stage makes use of single defects."""
-        probed = self.supercells.doped_per_host > self.phonons.direct_per_host
+        probed = self.supercells.cells_per_host > self.phonons.direct_per_host
         return self.superposition.superposed_per_host > 0 or self.relaxation.start == "superposed" or probed
 
 

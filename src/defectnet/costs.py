@@ -176,7 +176,7 @@ RULE_UNITS = {
 def units(rule: str, config: Config, hosts: Sequence[Host], batches: int) -> float:
     """How many :data:`RULE_UNITS` one job of a rule has, on average over the batches."""
     superposition = config.superposition
-    per_host = config.supercells.doped_per_host + superposition.superposed_per_host + superposition.mass_only_per_host
+    per_host = config.supercells.cells_per_host + superposition.superposed_per_host + superposition.mass_only_per_host
     spectra = len(hosts) * per_host
     return {
         "host": len(hosts) / batches,
@@ -288,7 +288,8 @@ def _drawn(settings: Supercells, candidates: int) -> np.ndarray:
     """:func:`other_dopants` of arrangements as they will be drawn."""
     n_sites, rng = settings.atoms_max, generator(0, "costs")
     dopants = [Candidate(f"dopant {number}", "host", "n", "user", 1.0) for number in range(candidates)]
-    plans = [plan_substitutions(["host"] * n_sites, dopants, settings, rng) for _ in range(DRAWS)]
+    cells = (settings.of_cell(number % settings.cells_per_host) for number in range(DRAWS))
+    plans = [plan_substitutions(["host"] * n_sites, dopants, cell, rng) for cell in cells]
     return np.array([other_dopants(plan, n_sites) for plan in plans])
 
 
@@ -307,7 +308,7 @@ class Load:
 def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> list[Load]:
     """What a host takes in every stage that needs the potential."""
     empty = config.dopants.may_be_empty(element for element, _ in size.orbits)
-    doped = len(plan.plans) if plan else config.supercells.doped_per_host
+    doped = len(plan.plans) if plan else config.supercells.cells_per_host
     cells, settings = config.supercells, config.superposition
     wanted = config.dopants.n_type + config.dopants.p_type + len(empty)
     direct = min(doped, config.phonons.direct_per_host) if config.needs_library else doped

@@ -501,9 +501,10 @@ def plan_host(
 ) -> HostPlan:
     """Choose the supercell of a host and all its substitutions.
 
-    ``structure`` is the primitive cell. Plan k depends on ``seed``, ``host_id`` and k, so raising ``doped_per_host``
-    keeps the earlier plans, and other hosts change nothing. Two plans differ in composition (atoms of each dopant on
-    each host element) as long as a few attempts find an unused one; positions alone may be equivalent by symmetry.
+    ``structure`` is the primitive cell. Plan k depends on ``seed``, ``host_id``, k and whether it is a dilute one, so
+    raising ``doped_per_host`` keeps the earlier plans, and other hosts change nothing. Two plans differ in composition
+    (atoms of each dopant on each host element) as long as a few attempts find an unused one; positions alone may be
+    equivalent by symmetry.
 
     Raises :class:`InputError` if no supercell or no dopant fits, :class:`PhysicsError` without candidates.
     """
@@ -524,10 +525,10 @@ def plan_host(
         symbols = expand(primitive, matrix).atoms.get_chemical_symbols()
         plans: list[Plan] = []
         used: set[frozenset] = set()
-        for k in range(settings.doped_per_host):
+        for k in range(settings.cells_per_host):
             rng = generator(seed, host_id, "plan", str(k))
             for _ in range(_PLAN_ATTEMPTS):
-                plan = plan_substitutions(symbols, candidates, settings, rng)
+                plan = plan_substitutions(symbols, candidates, settings.of_cell(k), rng)
                 composition = frozenset(
                     Counter(
                         (dopant, symbols[site]) for site, dopant in zip(plan.sites, plan.dopants, strict=True)

@@ -418,6 +418,14 @@ def test_more_plans_keep_the_old_ones():
     assert host(doped_per_host=12).plans[:5] == host(doped_per_host=5).plans
 
 
+def test_dilute_plans_follow_the_others():
+    planned = host(doped_per_host=5, dilute_per_host=6, dilute_max=0.07)
+    assert planned.plans[:5] == host(doped_per_host=5).plans
+    assert len(planned.plans) == 11
+    assert all(len(plan.sites) <= 0.07 * planned.n_sites for plan in planned.plans[5:])
+    assert any(len(plan.sites) > 0.07 * planned.n_sites for plan in planned.plans[:5])
+
+
 def test_plans_depend_on_seed_and_host_only():
     alone = host()
     host("other")
