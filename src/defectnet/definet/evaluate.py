@@ -53,7 +53,7 @@ def evaluate(
 
     Raises :class:`InputError` if the pairs are not those that the network was trained on.
     """
-    by_id = {pair.id: pair for pair in pairs}
+    by_id = {name: pair for pair in pairs for name in (pair.id, *pair.also)}
     missing = [name for names in trained.parts.values() for name in names if name not in by_id]
     if missing:
         raise InputError(
@@ -65,7 +65,8 @@ def evaluate(
     for part in TESTS:
         held_out = [by_id[name] for name in trained.parts.get(part, ())]
         scores = [
-            _score(trained, radii, pair) | {"force_calls": force_calls.get(pair.id)}
+            _score(trained, radii, pair)
+            | {"force_calls": next((force_calls[name] for name in (pair.id, *pair.also) if name in force_calls), None)}
             for pair in track(held_out, f"evaluating {part}")
         ]
         kinds = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ class Pair:
     lattice       : the perfect supercell with its force constants, or None where they are not known
     stays         : whether every atom keeps its site (:data:`STAYS_A`) and, of a single defect, all modes are real
     part          : of a published division: train, validation or test; empty if there is none
+    also          : names of the same relaxation in other runs
     """
 
     id: str
@@ -51,6 +52,7 @@ class Pair:
     lattice: Superposition | None = None
     stays: bool = True
     part: str = ""
+    also: list[str] = field(default_factory=list)
 
     @property
     def atoms(self) -> np.ndarray:
@@ -90,19 +92,19 @@ def pairs_of_runs(configs: Sequence[Path], *, superpose: bool = True) -> list[Pa
     takes longest. Raises :class:`InputError` where there is nothing to learn from, or two runs have one name.
     """
     pairs: dict[str, Pair] = {}
-    seen: set[str] = set()
+    of_record: dict[str, Pair] = {}
     for config in configs:
         for host in finished_hosts(config):
             for item, (_, entry) in host.entries.items():
                 name = f"{host.name}/{item}"
-                if entry.key in seen:
+                if entry.key in of_record:
+                    of_record[entry.key].also.append(name)
                     continue
                 if name in pairs:
                     raise InputError(f"{config}: there are two relaxations {name}; give every run its own run.name")
-                seen.add(entry.key)
                 pair = _pair(name, host, item, superpose)
                 if pair is not None:
-                    pairs[name] = pair
+                    pairs[name] = of_record[entry.key] = pair
     if not pairs:
         raise InputError(
             f"{', '.join(map(str, configs))}: no relaxed single defects or doped supercells; run the stages library "
