@@ -423,6 +423,23 @@ def test_one_step_keeps_the_lattice_the_centre_and_vacancies(trained):
     assert np.abs(exact.positions - found.positions).max() < 1e-5
 
 
+def test_the_network_that_comes_with_the_package_knows_large_from_small():
+    """Neighbours leave a larger dopant and approach a smaller one."""
+    shipped = load_trained(Path(__file__).parents[2] / "models" / "definet" / "checkpoint.pt")
+    host = bulk("MgO", "rocksalt", a=4.21, cubic=True) * (2, 2, 2)
+    vectors = host.get_distances(0, range(len(host)), mic=True, vector=True)
+    near = np.isclose(np.linalg.norm(vectors, axis=1), 2.105)
+    outwards = {}
+    for dopant in ("Sr", "Ca", "Be"):
+        doped = host.copy()
+        doped.symbols[0] = dopant
+        found = relax_in_one_step(shipped, doped, host.numbers)
+        moved = found.positions - doped.positions
+        outwards[dopant] = (moved[near] * vectors[near]).sum(axis=1).mean() / 2.105
+        assert 0 < found.error_A.mean() < 0.1
+    assert outwards["Sr"] > outwards["Ca"] > 0.02 > -0.02 > outwards["Be"]
+
+
 def test_molecules_are_refused(trained):
     with pytest.raises(InputError, match="periodic"):
         relax_in_one_step(trained, Atoms("NaCl", [[0, 0, 0], [2, 0, 0]]), np.array([11, 17]))

@@ -115,7 +115,8 @@ class Corrections:
             known = [one for one in self.sites if one.fits(lattice, site)]
             if known:
                 number = int(numbers[atom])
-                best = max(known, key=lambda one: len(one.numbers))
+                same = lattice.folding.matrix
+                best = max(known, key=lambda one: (np.array_equal(one.matrix, same), len(one.numbers)))
                 defects[site, number] = defects.get((site, number)) or best.defect(number)
                 plan[atom] = _symbol(number)
         if not plan:

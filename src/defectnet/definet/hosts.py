@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from defectnet.supercells import HostPlan, Plan, read_plans
 
 SAME_CELL_A = 1e-4
 """Rounding of a relaxation within symmetry."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def finished_hosts(config: Path) -> Iterator[FinishedHost]:
         for host, entries in found.items():
             stage, entry = next(iter(entries.values()))
             pristine = _pristine(store, host, store.read(stage, host, entry.key), plans[host])
-            if pristine is not None:
+            if pristine is None:
+                log.warning("%s: left out, its pristine records are gone", host)
+            else:
                 yield FinishedHost(f"{settings.run.name}/{host}", store, plans[host], *pristine, entries)
 
 
