@@ -138,7 +138,7 @@ def test_single_defects_alone_are_enough(run, tmp_path):
     assert [pair.id for pair in pairs_of_runs([begun, run])[: len(found)]] == [pair.id for pair in found]
     both = pairs_of_runs([begun, run])
     assert len(both) == len(pairs_of_runs([run]))  # what they share counts once, and goes by both names
-    assert {name for pair in both for name in (pair.id, *pair.also)} >= {pair.id for pair in singles}
+    assert {name for pair in both for name in pair.names} >= {pair.id for pair in singles}
 
 
 def test_two_runs_of_one_name_are_refused(run, tmp_path):

@@ -53,7 +53,7 @@ def evaluate(
 
     Raises :class:`InputError` if the pairs are not those that the network was trained on.
     """
-    by_id = {name: pair for pair in pairs for name in (pair.id, *pair.also)}
+    by_id = {name: pair for pair in pairs for name in pair.names}
     missing = [name for names in trained.parts.values() for name in names if name not in by_id]
     if missing:
         raise InputError(
@@ -66,7 +66,7 @@ def evaluate(
         held_out = [by_id[name] for name in trained.parts.get(part, ())]
         scores = [
             _score(trained, radii, pair)
-            | {"force_calls": next((force_calls[name] for name in (pair.id, *pair.also) if name in force_calls), None)}
+            | {"force_calls": next((force_calls[name] for name in pair.names if name in force_calls), None)}
             for pair in track(held_out, f"evaluating {part}")
         ]
         kinds = {

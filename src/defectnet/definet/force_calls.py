@@ -87,7 +87,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 
 def _sample(trained: Trained, pairs: Sequence[Pair], cells: int) -> list[str]:
-    defects = {name: int(pair.defects.sum()) for pair in pairs for name in (pair.id, *pair.also)}
+    defects = {name: int(pair.defects.sum()) for pair in pairs for name in pair.names}
     chosen = []
     for part in TESTS:
         for several in (False, True):

@@ -55,6 +55,11 @@ class Pair:
     also: list[str] = field(default_factory=list)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """All that this relaxation goes by, its own first."""
+        return self.id, *self.also
+
+    @property
     def atoms(self) -> np.ndarray:
         """[N] whether a site holds an atom."""
         return self.numbers != NOTHING

@@ -82,10 +82,7 @@ def scores_figure(scores: dict[str, Any], stem: Path) -> list[Path]:
             axes.tick_params(axis="y", length=0)
             axes.set_title(fill(SPLIT_NAMES[kind].capitalize(), 18), loc="left")
             if len(kinds) > 1:
-                axes.annotate(
-                    chr(ord("a") + index), (0, 1), xycoords="axes fraction", xytext=(-8, 4),
-                    textcoords="offset points", fontweight="bold", fontsize=8,
-                )  # fmt: skip
+                letter(axes, index, left=8)
         marks = [Line2D([], [], marker="o", ms=3, lw=0.8, color=colour) for _, _, colour in PARTS.values()]
         figure.legend(marks, list(PARTS), loc="outside upper center", ncols=len(PARTS))
         return save(figure, stem)

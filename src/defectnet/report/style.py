@@ -90,10 +90,10 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def letter(axes: Axes, index: int) -> None:
-    """Bold panel letter above the upper left corner."""
+def letter(axes: Axes, index: int, left: float = 18) -> None:
+    """Bold panel letter above the upper left corner, so many points ``left`` of it."""
     axes.annotate(
-        chr(ord("a") + index), (0, 1), xycoords="axes fraction", xytext=(-18, 4), textcoords="offset points",
+        chr(ord("a") + index), (0, 1), xycoords="axes fraction", xytext=(-left, 4), textcoords="offset points",
         fontweight="bold", fontsize=8,
     )  # fmt: skip
 
