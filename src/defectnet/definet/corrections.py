@@ -20,7 +20,7 @@ from defectnet.definet.pairs import Pair
 from defectnet.elements import VACANCY
 from defectnet.models.definet import ELEMENTS, NOTHING
 from defectnet.phonons.blocks import Blocks
-from defectnet.phonons.crystal import TIE_A, Folding
+from defectnet.phonons.crystal import Folding
 from defectnet.phonons.superposition import Defect, Superposition
 from defectnet.supercells import Plan
 
@@ -56,12 +56,9 @@ class KnownSite:
         missed = np.tensordot(weights, self.missed, 1)
         # Around the defect, in whatever supercell: images of an atom that are equally near share it.
         folding = Folding.of(self.primitive, self.matrix)
-        positions, (shifts, steps) = folding.atoms.positions, folding.periods
-        origin = Plan.single(folding.parent, self.site, "").sites[0]
-        bonds, hops = folding.nearby(positions - positions[origin])
-        apart = np.linalg.norm(bonds[:, None] + steps, axis=2)  # [N, 125]
-        atom, image = np.nonzero(apart <= apart.min(axis=1, keepdims=True) + TIE_A)
-        lattice = folding.lattice[atom] - folding.lattice[origin] + hops[atom] + shifts[image]
+        positions, (origin,) = folding.atoms.positions, Plan.single(folding.parent, self.site, "").sites
+        atom, _, hop = folding.nearest(positions - positions[origin])
+        lattice = folding.lattice[atom] - folding.lattice[origin] + hop
         addresses = np.column_stack([folding.parent[atom], lattice])
         nowhere = np.zeros((0, 4), int)
         nothing = Blocks(nowhere, nowhere, np.zeros((0, 3, 3)))

@@ -50,12 +50,10 @@ def unfold(folding: Folding, origin: int, hessian: np.ndarray, tolerance: float)
     parts = []
     for chosen in np.array_split(np.arange(len(first)), len(first) // 20_000 + 1):
         i, j = first[chosen], second[chosen]
-        bond, hop = folding.nearby(positions[j] - positions[i])
+        pair, bond, hop = folding.nearest(positions[j] - positions[i])
         arm, leap = folding.nearby(positions[i] - positions[origin])
-        apart = np.linalg.norm(bond[:, None] + steps, axis=2)  # [C, 125]
-        pair, image = np.nonzero(apart <= apart.min(axis=1, keepdims=True) + TIE_A)
         start = arm[pair][:, None] + steps  # [Q, 125, 3]
-        end = start + (bond[pair] + steps[image])[:, None]
+        end = start + bond[:, None]
         extent = (start**2).sum(axis=2) + (end**2).sum(axis=2)
         least = np.full(len(chosen), np.inf)
         np.minimum.at(least, pair, extent.min(axis=1))
@@ -65,7 +63,7 @@ def unfold(folding: Folding, origin: int, hessian: np.ndarray, tolerance: float)
         values = every[i[owner], j[owner]] + np.where((i == j)[owner, None, None], lost[i[owner]], 0.0)
         share = np.bincount(owner, minlength=len(chosen))[owner]
         here = lattice[i[owner]] + leap[owner] + shifts[where]
-        there = lattice[j[owner]] + leap[owner] + hop[owner] + shifts[where] + shifts[image[which]]
+        there = lattice[j[owner]] + leap[owner] + shifts[where] + hop[which]
         addresses = np.column_stack([folding.parent[i[owner]], here, folding.parent[j[owner]], there])
         parts.append((addresses, values / share[:, None, None]))
     addresses, values = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -80,13 +78,11 @@ def unfold_all(folding: Folding, hessian: np.ndarray) -> Blocks:
     n = len(folding)
     every = hessian.reshape(n, 3, n, 3).transpose(0, 2, 1, 3)
     first, second = np.nonzero(np.triu(np.abs(every).max(axis=(2, 3)) > 0))
-    positions, (shifts, steps) = folding.atoms.positions, folding.periods
-    bond, hop = folding.nearby(positions[second] - positions[first])
-    apart = np.linalg.norm(bond[:, None] + steps, axis=2)  # [P, 125]
-    pair, image = np.nonzero(apart <= apart.min(axis=1, keepdims=True) + TIE_A)
+    positions = folding.atoms.positions
+    pair, _, hop = folding.nearest(positions[second] - positions[first])
     i, j = first[pair], second[pair]
     share = np.bincount(pair)[pair]
-    there = folding.lattice[j] + hop[pair] + shifts[image]
+    there = folding.lattice[j] + hop
     return Blocks(
         np.column_stack([folding.parent[i], folding.lattice[i]]),
         np.column_stack([folding.parent[j], there]),

@@ -144,3 +144,15 @@ class Folding:
         reduced = self._reduction @ self.atoms.cell.array
         steps = -np.rint(vectors @ np.linalg.inv(reduced)).astype(int)
         return vectors + steps @ reduced, steps @ self._reduction @ self.matrix
+
+    def nearest(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """All shortest images of vectors [K, 3] in Å.
+
+        Returns, of P images, the vector [P] that each belongs to, ascending; the image [P, 3] in Å; and the lattice
+        vector [P, 3] that leads there.
+        """
+        bonds, hops = self.nearby(vectors)
+        shifts, steps = self.periods
+        apart = np.linalg.norm(bonds[:, None] + steps, axis=2)  # [K, 125]
+        which, image = np.nonzero(apart <= apart.min(axis=1, keepdims=True) + TIE_A)
+        return which, bonds[which] + steps[image], hops[which] + shifts[image]
