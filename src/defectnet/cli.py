@@ -256,26 +256,32 @@ def screen(
     output: Annotated[Path, typer.Option(help="Table to write, for dopants.screened in a configuration.")],
     config: ConfigFile = DEFAULT_CONFIG,
     displacement_max: Annotated[
-        float, typer.Option(min=0.01, help="Farthest way in Å of an atom beside a dopant that keeps its site.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            min=0.01,
+            help="Farthest way in Å of an atom beside a dopant that keeps its site; default: the configuration's "
+            "superposition.displacement_max_A, or 0.3.",
+        ),
+    ] = None,
 ) -> None:
     """Judge the candidates of a run by their single defects: which are stable and stay on their sites."""
     from defectnet.records import RecordStore, read_manifest
+    from defectnet.screening import STAYS_A, write_screened
     from defectnet.screening import screen as judge
-    from defectnet.screening import write_screened
     from defectnet.supercells import read_plans
 
     settings, _, layout = _run(config)
     store, rows = RecordStore(layout.records), []
+    farthest = displacement_max or settings.superposition.displacement_max_A or STAYS_A
     for manifest in sorted(layout.batch("library", "*").parent.glob("*.json")):
         plans, _ = read_plans(layout.batch("supercells", manifest.stem))
-        rows += judge(plans, read_manifest(manifest), store, displacement_max)
+        rows += judge(plans, read_manifest(manifest), store, farthest)
     if not rows:
         raise InputError(f"{layout.results}: no single defects to judge by; run the stage library first")
     kept = sum(not row.problem for row in rows)
     potential = f"{settings.potential.name} {settings.potential.model}"
     told = f"{kept} of {len(rows)} candidates are kept; single defects in cells of {settings.supercells.atoms_min}-"
-    told += f"{settings.supercells.atoms_max} atoms with {potential}, displacements of up to {displacement_max:g} Å"
+    told += f"{settings.supercells.atoms_max} atoms with {potential}, displacements of up to {farthest:g} Å"
     write_screened(output, rows, told)
     log.info("%s: %s", output, told)
 

@@ -275,6 +275,12 @@ class Superposition(Block):
     tolerance_eV_per_A2: float = Field(
         1e-3, ge=0, le=1, description="Smallest change of a force constant that is kept in the library."
     )
+    displacement_max_A: float | None = Field(
+        None,
+        gt=0,
+        description="Single defects that move an atom farther fail, before their force constants are computed: what "
+        "leaves its site is no substitutional dopant, and low symmetry is expensive; null: none does.",
+    )
     error_max: float = Field(
         0.25,
         gt=0,

@@ -82,12 +82,20 @@ def relax_doped(
     )
 
 
-def relax_defect(atoms: Atoms, model: ForceModel, settings: Relaxation, hessian: np.ndarray | None = None) -> Relaxed:
+def relax_defect(
+    atoms: Atoms,
+    model: ForceModel,
+    settings: Relaxation,
+    hessian: np.ndarray | None = None,
+    displacement_max_A: float | None = None,
+) -> Relaxed:
     """Relax a supercell with one substitution at fixed lattice within the site symmetry of the defect.
 
-    ``hessian`` are the force constants of the host.
+    ``hessian`` are the force constants of the host. Raises :class:`PhysicsError` as soon as an atom is farther than
+    ``displacement_max_A`` from where it started.
     """
-    return _relax(atoms, model, settings, relax_cell=False, keep_symmetry=True, hessian=hessian)
+    options = {"hessian": hessian, "displacement_max_A": displacement_max_A}
+    return _relax(atoms, model, settings, relax_cell=False, keep_symmetry=True, **options)
 
 
 def _relax(
@@ -99,6 +107,7 @@ def _relax(
     keep_symmetry: bool,
     displacements: np.ndarray | None = None,
     hessian: np.ndarray | None = None,
+    displacement_max_A: float | None = None,
 ) -> Relaxed:
     """Minimise the energy until every force is below ``fmax_eV_per_A``.
 
@@ -121,6 +130,9 @@ def _relax(
         energy_of_start = atoms.get_potential_energy()
         for converged in optimizer.irun(fmax=settings.fmax_eV_per_A, steps=settings.steps_max):  # noqa: B007
             _require_intact(atoms, start, optimizer.nsteps)
+            moved = _displacement_max(atoms, start)
+            if displacement_max_A is not None and moved > displacement_max_A:
+                raise PhysicsError(f"an atom leaves its site: {moved:.2f} Å away, {displacement_max_A:g} Å are allowed")
     energy = atoms.get_potential_energy()
     rise = (energy - energy_of_start) / len(atoms)
     if rise > ENERGY_RISE_eV_PER_ATOM:
@@ -129,10 +141,15 @@ def _relax(
         # LBFGS also finds saddle points; FIRE follows the forces.
         downhill = settings.model_copy(update={"optimizer": "FIRE"})
         return _relax(
-            start, model, downhill, relax_cell=relax_cell, keep_symmetry=keep_symmetry, displacements=displacements
+            start,
+            model,
+            downhill,
+            relax_cell=relax_cell,
+            keep_symmetry=keep_symmetry,
+            displacements=displacements,
+            displacement_max_A=displacement_max_A,
         )
     forces = atoms.get_forces(apply_constraint=False)
-    moved = atoms.positions - start.positions
     quality = {
         "converged": int(converged),
         "relax_steps": int(optimizer.nsteps),
@@ -142,9 +159,15 @@ def _relax(
         "relax_evaluations": calculator.evaluations,
     }
     if not relax_cell:  # with a moving lattice a displacement in Å has no meaning of its own
-        quality["displacement_max_A"] = float(np.linalg.norm(moved - moved.mean(axis=0), axis=1).max())
+        quality["displacement_max_A"] = _displacement_max(atoms, start)
     relaxed = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
     return Relaxed(relaxed, forces, quality)
+
+
+def _displacement_max(atoms: Atoms, start: Atoms) -> float:
+    """Farthest way of an atom in Å, without what the whole crystal moves."""
+    moved = atoms.positions - start.positions
+    return float(np.linalg.norm(moved - moved.mean(axis=0), axis=1).max())
 
 
 def _optimizer(name: str, degrees: Atoms | FrechetCellFilter, hessian: np.ndarray | None) -> Optimizer:

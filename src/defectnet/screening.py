@@ -16,6 +16,9 @@ from defectnet.files import write_atomically
 from defectnet.records import Entry, RecordStore
 from defectnet.supercells import HostPlan
 
+STAYS_A = 0.3
+"""Atoms that move no farther have kept their sites (docs/phonons.md)."""
+
 
 @dataclass(frozen=True)
 class Screened:

@@ -19,7 +19,7 @@ rule library:
         potential=POTENTIAL,
         relaxation=CONFIG.relaxation.model_dump_json(exclude={"doped_cell", "start", "definet"}),
         phonons=CONFIG.phonons.model_dump_json(include=PHONONS_OF_HOST),
-        tolerance=CONFIG.superposition.tolerance_eV_per_A2,
+        superposition=CONFIG.superposition.model_dump_json(include={"tolerance_eV_per_A2", "displacement_max_A"}),
     message:
         "Single defects of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:

@@ -51,7 +51,8 @@ def library_batch(
 
 def _defect(job: Job, pristine: Entry, host: Superposition, site: int, dopant: str) -> Entry:
     config = job.config
-    tolerance = config.superposition.tolerance_eV_per_A2
+    tolerance, farthest = config.superposition.tolerance_eV_per_A2, config.superposition.displacement_max_A
+    limit = {} if farthest is None else {"displacement_max": farthest}
     key = digest(
         stage="library",
         physics=PHYSICS_VERSION,
@@ -61,6 +62,7 @@ def _defect(job: Job, pristine: Entry, host: Superposition, site: int, dopant: s
         fmax=config.relaxation.fmax_eV_per_A,
         optimizer=config.relaxation.optimizer,
         tolerance=tolerance,
+        **limit,
     )
 
     def compute(checkpoint: Path) -> Record:
@@ -75,6 +77,7 @@ def _defect(job: Job, pristine: Entry, host: Superposition, site: int, dopant: s
             tolerance,
             config.potential.atoms_per_pass,
             checkpoint,
+            farthest,
         )
         record = relaxation_record(job, found.start, found.relaxed)
         defect = found.defect

@@ -16,11 +16,9 @@ from defectnet.definet.hosts import SAME_CELL_A, FinishedHost, finished_hosts
 from defectnet.errors import InputError
 from defectnet.models.definet import NOTHING
 from defectnet.phonons.superposition import Superposition
+from defectnet.screening import STAYS_A
 
 log = logging.getLogger(__name__)
-
-STAYS_A = 0.3
-"""Atoms that move no farther have kept their sites; `defectnet screen` draws the line there, too."""
 
 
 @dataclass(frozen=True)

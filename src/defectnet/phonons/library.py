@@ -55,16 +55,18 @@ def single_defect(
     tolerance_eV_per_A2: float,
     atoms_per_pass: int | Literal["auto"],
     checkpoint: Path | None = None,
+    displacement_max_A: float | None = None,
 ) -> SingleDefect:
     """Relax one substitution in the supercell ``folding`` and find its ΔH to ``host_hessian`` [3N, 3N] in eV/Å².
 
     ``checkpoint`` is that of :func:`~defectnet.phonons.hessian.evaluate_forces`.
-    Raises :class:`PhysicsError` as relaxation and Hessian do.
+    Raises :class:`PhysicsError` as relaxation and Hessian do, and where an atom moves by more than
+    ``displacement_max_A``.
     """
     plan, n_sites = Plan.single(folding.parent, site, dopant), len(folding)
     (origin,) = plan.sites
     start, kept = apply(plan, folding.atoms), plan.occupied(n_sites)
-    relaxed = relax_defect(start, model, relaxation, cut_out(host_hessian, kept))
+    relaxed = relax_defect(start, model, relaxation, cut_out(host_hessian, kept), displacement_max_A)
     result = reference_phonons(relaxed.atoms, ONE_CELL, model, phonons, atoms_per_pass, checkpoint)
     change = put_back(result.hessian.matrix, kept, n_sites) - host_hessian
     blocks = unfold(folding, origin, change, tolerance_eV_per_A2)
