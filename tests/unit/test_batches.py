@@ -640,10 +640,11 @@ def test_second_call_of_all_stages_computes_nothing(copied_run, two, arranged, c
             True,
         ),
         ({"superposition": {"tolerance_eV_per_A2": 0.01}}, False),
+        ({"superposition": {"displacement_max_A": 3.0}}, False),
         ({"phonons": {"displacement_A": 0.02}}, False),
         ({"relaxation": {"fmax_eV_per_A": 0.02}}, False),
     ],
-    ids=["what cannot matter", "tolerance", "displacement", "fmax"],
+    ids=["what cannot matter", "tolerance", "farthest", "displacement", "fmax"],
 )
 def test_keys_of_single_defects(copied_run, two, arranged, cheap, blocks, kept, evaluated):
     one = {"NaCl": replace(arranged["NaCl"], candidates=arranged["NaCl"].candidates[:1])}

@@ -8,6 +8,7 @@ from test_crystal import MONOCLINIC, RUTILE, refold
 
 from defectnet.config import Phonons, Relaxation
 from defectnet.dopants import Candidate
+from defectnet.errors import PhysicsError
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.phonons.hessian import reference_phonons
 from defectnet.phonons.library import inequivalent_sites, single_defect
@@ -53,6 +54,16 @@ def host(model):
 def computed(host, model, tolerance=0.0, checkpoint=None, phonons=None):
     relaxation = Relaxation(fmax_eV_per_A=1e-4)
     return single_defect(*host[:1], 1, "F", host[1], model, relaxation, phonons or Phonons(), tolerance, 64, checkpoint)
+
+
+def test_an_atom_that_leaves_its_site_ends_the_relaxation(host, model, monkeypatch):
+    moved = computed(host, model).quality["displacement_max_A"]
+    relaxation, limits = Relaxation(fmax_eV_per_A=1e-4), (1.01 * moved, 0.99 * moved)
+    arguments = host[0], 1, "F", host[1], model, relaxation, Phonons(), 0.0, 64, None
+    assert single_defect(*arguments, limits[0]).quality["displacement_max_A"] == moved
+    monkeypatch.setattr("defectnet.phonons.library.reference_phonons", None)  # nothing is displaced any more
+    with pytest.raises(PhysicsError, match=f"leaves its site: .* {limits[1]:g} Å are allowed"):
+        single_defect(*arguments, limits[1])
 
 
 def test_what_is_computed_for_a_defect(host, model):
