@@ -8,6 +8,7 @@ so its ``supercell_matrix`` is ``T.T``. Concentrations are changed sites / sites
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ from defectnet.dopants import Candidate
 from defectnet.elements import VACANCY
 from defectnet.errors import InputError, PhysicsError, RecordError
 from defectnet.seeds import generator
+
+EDGES_RATIO_MAX = 3.0
+"""Longest over shortest edge of repeated supercells: no needles."""
 
 SHAPE_TOLERANCE = 0.05
 """Share of the shape that is given up for symmetry and size."""
@@ -206,8 +210,9 @@ def expansion_matrix(
 def repetition(cell: np.ndarray, n_atoms: int, atoms_min: int) -> np.ndarray:
     """How often to repeat a supercell along its vectors, [3] integers, until it has ``atoms_min`` atoms.
 
-    Parameters: ``cell`` [3, 3] in Å (rows), its number of atoms. Among repetitions to at most half as many atoms again
-    whose shape (see :func:`expansion_matrix`) is within 5 % of the best, the one with the fewest atoms.
+    Parameters: ``cell`` [3, 3] in Å (rows), its number of atoms. Of repetitions to at most half as many atoms again
+    whose longest edge is at most :data:`EDGES_RATIO_MAX` times the shortest, or as near to that as there are, the one
+    with the fewest atoms, because modes cost as the cube of their number.
     """
     least = -(-atoms_min // n_atoms)
     most = -(-3 * least // 2)
@@ -217,9 +222,10 @@ def repetition(cell: np.ndarray, n_atoms: int, atoms_min: int) -> np.ndarray:
         for b in range(1, most // a + 1)
         for c in range(-(-least // (a * b)), most // (a * b) + 1)
     ]
-    shapes = _shapes(np.array([np.diag(k) for k in times]), cell)
-    good = [k for k, shape in zip(times, shapes, strict=True) if shape >= (1 - SHAPE_TOLERANCE) * shapes.max()]
-    return np.array(min(good, key=lambda k: (np.prod(k), k)))
+    edges = np.array(times) * np.linalg.norm(cell, axis=1)
+    longer = np.round(edges.max(axis=1) / edges.min(axis=1), 6)
+    limit = max(EDGES_RATIO_MAX, longer.min())
+    return np.array(min((math.prod(k), far, k) for k, far in zip(times, longer, strict=True) if far <= limit)[2])
 
 
 def _no_multiple(n_primitive: int, atoms_min: int, atoms_max: int) -> str:

@@ -150,11 +150,15 @@ def test_expansion_contract(lattice, low, high):
 
 
 @pytest.mark.parametrize(("n_atoms", "least"), [(2, 100), (32, 200), (40, 200), (250, 200)])
-def test_repetitions_are_compact_and_just_large_enough(n_atoms, least):
+def test_repetitions_are_no_needles_and_just_large_enough(n_atoms, least):
     cube, rod = np.eye(3) * 6.0, np.diag([4.0, 4.0, 16.0])
     for cell in (cube, rod):
         times = repetition(cell, n_atoms, least)
         assert least <= n_atoms * times.prod() <= 1.5 * least + 2 * n_atoms
+        edges = times * np.diag(cell)
+        assert edges.max() <= max(3, 16 / 4) * edges.min()
+
+    assert repetition(cube, 48, 200).tolist() in ([1, 2, 3], [2, 2, 2])  # five in a row would do, but for their shape
     assert len(set(repetition(cube, 32, 250))) == 1
     assert repetition(rod, 32, 500).tolist() == [4, 4, 1]
 
