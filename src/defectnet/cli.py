@@ -370,6 +370,18 @@ def compact(
 
 
 @app.command()
+def join(
+    sources: Annotated[list[Path], typer.Argument(help="Compact datasets, two or more.", metavar="DATASET...")],
+    output: Annotated[Path, typer.Option(help="File to write.")],
+) -> None:
+    """Join compact datasets of different hosts, which were computed apart, into one."""
+    from defectnet.dataset.join import join as join_datasets
+
+    join_datasets(sources, output)
+    log.info("wrote %s: %.1f MB", output, output.stat().st_size / 1e6)
+
+
+@app.command()
 def train(
     config: ConfigFile = DEFAULT_CONFIG,
     preset: Annotated[str, typer.Option(help="Network: published, absolute, response or finetuned.")] = "response",

@@ -41,17 +41,18 @@ def write_compact(source: Path, output: Path) -> str:
             if isinstance(item, h5py.Group):
                 compact.create_group(name)
             else:
-                _write(compact, name, item[()], item.dtype)
+                write_array(compact, name, item[()], item.dtype)
 
         file.visititems(copy)
         for axis, values in spectra.items():
             group = compact.create_group(f"{axis}_axis")
-            _write(group, "pristine", values[np.unique(reference)], np.float32)
-            _write(group, "change", values - values[reference], np.float16)
+            write_array(group, "pristine", values[np.unique(reference)], np.float32)
+            write_array(group, "change", values - values[reference], np.float16)
         compact.attrs["digest"] = digest = digest_of(compact)
     return digest
 
 
-def _write(group: h5py.Group, name: str, values: np.ndarray, dtype: np.dtype | type) -> None:
+def write_array(group: h5py.Group, name: str, values: np.ndarray, dtype: np.dtype | type) -> None:
+    """A compressed array with checksums; plain where it is empty."""
     stored = {**COMPRESSED, "fletcher32": True} if values.size else {}
     group.create_dataset(name, data=values, dtype=dtype, **stored)
