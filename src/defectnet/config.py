@@ -135,7 +135,11 @@ class Supercells(Block):
         0, ge=0, le=1000, description="More doped supercells per host, numbered after the others, with few dopants."
     )
     dilute_max: float = Field(
-        0.05, gt=0, le=1, description="Highest concentration of all species together in these, as a fraction."
+        0.05,
+        gt=0,
+        le=1,
+        description="Highest concentration of all species together in these, as a fraction; they hold two dopant atoms "
+        "or more where these fit.",
     )
 
     @model_validator(mode="after")

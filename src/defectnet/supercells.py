@@ -509,8 +509,8 @@ def plan_host(
 
     ``structure`` is the primitive cell. Plan k depends on ``seed``, ``host_id``, k and whether it is a dilute one, so
     raising ``doped_per_host`` keeps the earlier plans, and other hosts change nothing. Two plans differ in composition
-    (atoms of each dopant on each host element) as long as a few attempts find an unused one; positions alone may be
-    equivalent by symmetry.
+    (atoms of each dopant on each host element), and dilute ones hold more than one dopant atom, as long as a few
+    attempts find such a one; positions alone may be equivalent by symmetry.
 
     Raises :class:`InputError` if no supercell or no dopant fits, :class:`PhysicsError` without candidates.
     """
@@ -540,7 +540,8 @@ def plan_host(
                         (dopant, symbols[site]) for site, dopant in zip(plan.sites, plan.dopants, strict=True)
                     ).items()
                 )
-                if composition not in used:
+                # Dilute cells with a single dopant atom would only repeat the library.
+                if composition not in used and (k < settings.doped_per_host or len(plan.sites) > 1):
                     break
             used.add(composition)
             plans.append(plan)
