@@ -21,6 +21,8 @@ from e3nn import o3
 # Sums may be reordered, or they would not use vector instructions.
 _compiled = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "reassoc", "nsz"})
 
+_1, _2, _3, _4 = (np.uint64(n) for n in (1, 2, 3, 4))
+
 
 class Convolution(torch.nn.Module):
     """Sum over edges of an :class:`e3nn.o3.TensorProduct` whose instructions are all "uvu" with external weights.
@@ -51,7 +53,7 @@ class Convolution(torch.nn.Module):
             column += part.shape[1]
             weight += features[i.i_in1].mul
         self.register_buffer("_coupling", coupling)
-        self._paths = np.array(paths)
+        self._paths = np.array(paths, dtype=np.uint64)
         self._irreps = features, out
 
     def forward(
@@ -131,88 +133,138 @@ def _share(loop: Callable[..., None], atoms: int, *arguments: object) -> None:
         list(pool.map(lambda begin, end: loop(begin, end, *arguments), ends[:-1], ends[1:]))
 
 
-@_compiled
-def _unrolled(target, rows, c):
-    """``target`` [U]: sum of ``rows`` [n, U] times the n numbers of a tuple, whose length the compiler knows."""
-    for u in range(len(target)):
-        total = c[0] * rows[0, u]
-        for m in range(1, len(c)):
-            total += c[m] * rows[m, u]
-        target[u] = total
+# Below, parts of rows are told by where they start, as making a slice takes longer than what is done with it. These
+# starts are unsigned: negative ones would count from the end, and asking for that keeps the compiler from vectors.
 
 
 @_compiled
-def _combine(target, rows, c):
-    """``target`` [U]: sum of ``rows`` [n, U] times ``c`` [n]."""
-    if len(c) == 1:
-        _unrolled(target, rows, (c[0],))
-    elif len(c) == 3:
-        _unrolled(target, rows, (c[0], c[1], c[2]))
-    elif len(c) == 5:
-        _unrolled(target, rows, (c[0], c[1], c[2], c[3], c[4]))
+def _add(out, weights, features, couplings, into, start, first, column, channels, d1):
+    """``out`` += ``weights`` times the sum of ``d1`` parts of ``features``, times one of ``couplings`` each.
+
+    For s, p and d features, that sum stays in registers.
+    """
+    if d1 == 1:
+        c0 = couplings[column]
+        for u in range(channels):
+            out[into + u] += weights[start + u] * (c0 * features[first + u])
+    elif d1 == 3:
+        c0, c1, c2 = couplings[column], couplings[column + _1], couplings[column + _2]
+        second, third = first + channels, first + _2 * channels
+        for u in range(channels):
+            total = c0 * features[first + u] + c1 * features[second + u] + c2 * features[third + u]
+            out[into + u] += weights[start + u] * total
+    elif d1 == 5:
+        c0, c1, c2 = couplings[column], couplings[column + _1], couplings[column + _2]
+        c3, c4 = couplings[column + _3], couplings[column + _4]
+        second, third = first + channels, first + _2 * channels
+        fourth, fifth = first + _3 * channels, first + _4 * channels
+        for u in range(channels):
+            total = c0 * features[first + u] + c1 * features[second + u] + c2 * features[third + u]
+            total += c3 * features[fourth + u] + c4 * features[fifth + u]
+            out[into + u] += weights[start + u] * total
     else:
-        target[:] = 0
-        for m in range(len(c)):
-            for u in range(len(target)):
-                target[u] += c[m] * rows[m, u]
+        for m in range(d1):
+            for u in range(channels):
+                out[into + u] += weights[start + u] * (couplings[column + m] * features[first + m * channels + u])
 
 
 @_compiled
 def _sum(begin, end, out, features, couplings, weights, sources, order, starts, paths):
     """``out`` of every atom: sum over the edges that lead to it."""
-    buffer = np.empty(features.shape[1], dtype=features.dtype)
     for i in range(begin, end):
+        to_atom = out[i]
         for edge in order[starts[i] : starts[i + 1]]:
-            j = sources[edge]
+            of_source, coupling, weight = features[sources[edge]], couplings[edge], weights[edge]
             for first, into, start, column, channels, d1, d3 in paths:
-                mixed = buffer[:channels]
-                weight = weights[edge, start : start + channels]
-                of_source = features[j, first : first + d1 * channels].reshape((d1, channels))
-                of_atom = out[i, into : into + d3 * channels].reshape((d3, channels))
-                coupling = couplings[edge, column : column + d1 * d3].reshape((d3, d1))
                 for m3 in range(d3):
-                    _combine(mixed, of_source, coupling[m3])
-                    for u in range(channels):
-                        of_atom[m3, u] += weight[u] * mixed[u]
+                    _add(
+                        to_atom, weight, of_source, coupling,
+                        into + m3 * channels, start, first, column + m3 * d1, channels, d1,
+                    )  # fmt: skip
+
+
+@_compiled
+def _add_gradients(
+    to_features, to_weights, to_couplings, gradient, features, weights, couplings,
+    first, start, into, column, channels, d1, d3,
+):  # fmt: skip
+    """What follows for a part of ``features`` from the ``gradient`` of ``d3`` parts of ``out``, in one sweep."""
+    if d3 == 1:
+        c0 = couplings[column]
+        t0 = c0 * 0
+        for u in range(channels):
+            feature, weight, g0 = features[first + u], weights[start + u], gradient[into + u]
+            total, product = c0 * g0, feature * weight
+            to_weights[start + u] += feature * total
+            to_features[first + u] += weight * total
+            t0 += product * g0
+        to_couplings[column] += t0
+    elif d3 == 3:
+        column1, column2 = column + d1, column + _2 * d1
+        c0, c1, c2 = couplings[column], couplings[column1], couplings[column2]
+        into1, into2 = into + channels, into + _2 * channels
+        t0 = t1 = t2 = c0 * 0
+        for u in range(channels):
+            feature, weight = features[first + u], weights[start + u]
+            g0, g1, g2 = gradient[into + u], gradient[into1 + u], gradient[into2 + u]
+            total, product = c0 * g0 + c1 * g1 + c2 * g2, feature * weight
+            to_weights[start + u] += feature * total
+            to_features[first + u] += weight * total
+            t0 += product * g0
+            t1 += product * g1
+            t2 += product * g2
+        to_couplings[column] += t0
+        to_couplings[column1] += t1
+        to_couplings[column2] += t2
+    elif d3 == 5:
+        column1, column2, column3, column4 = column + d1, column + _2 * d1, column + _3 * d1, column + _4 * d1
+        c0, c1, c2 = couplings[column], couplings[column1], couplings[column2]
+        c3, c4 = couplings[column3], couplings[column4]
+        into1, into2, into3, into4 = into + channels, into + _2 * channels, into + _3 * channels, into + _4 * channels
+        t0 = t1 = t2 = t3 = t4 = c0 * 0
+        for u in range(channels):
+            feature, weight = features[first + u], weights[start + u]
+            g0, g1, g2 = gradient[into + u], gradient[into1 + u], gradient[into2 + u]
+            g3, g4 = gradient[into3 + u], gradient[into4 + u]
+            total, product = c0 * g0 + c1 * g1 + c2 * g2 + c3 * g3 + c4 * g4, feature * weight
+            to_weights[start + u] += feature * total
+            to_features[first + u] += weight * total
+            t0 += product * g0
+            t1 += product * g1
+            t2 += product * g2
+            t3 += product * g3
+            t4 += product * g4
+        to_couplings[column] += t0
+        to_couplings[column1] += t1
+        to_couplings[column2] += t2
+        to_couplings[column3] += t3
+        to_couplings[column4] += t4
+    else:
+        for m in range(d3):
+            c = couplings[column + m * d1]
+            t = c * 0
+            for u in range(channels):
+                feature, weight, g = features[first + u], weights[start + u], gradient[into + m * channels + u]
+                to_weights[start + u] += feature * (c * g)
+                to_features[first + u] += weight * (c * g)
+                t += feature * weight * g
+            to_couplings[column + m * d1] += t
 
 
 @_compiled
 def _gradients(
-    begin,
-    end,
-    to_features,
-    to_couplings,
-    to_weights,
-    gradient,
-    features,
-    couplings,
-    weights,
-    targets,
-    order,
-    starts,
+    begin, end, to_features, to_couplings, to_weights, gradient, features, couplings, weights, targets, order, starts,
     paths,
-):
+):  # fmt: skip
     """Gradients by features, couplings and weights, out of that by ``out``: sums over the edges that leave an atom."""
-    buffer = np.empty(features.shape[1], dtype=features.dtype)
     for j in range(begin, end):
+        of_source, to_source = features[j], to_features[j]
         for edge in order[starts[j] : starts[j + 1]]:
-            i = targets[edge]
+            of_atom, weight, coupling = gradient[targets[edge]], weights[edge], couplings[edge]
+            to_weight, to_coupling = to_weights[edge], to_couplings[edge]
             for first, into, start, column, channels, d1, d3 in paths:
-                mixed = buffer[:channels]
-                weight, to_weight = weights[edge, start : start + channels], to_weights[edge, start : start + channels]
-                of_source = features[j, first : first + d1 * channels].reshape((d1, channels))
-                to_source = to_features[j, first : first + d1 * channels].reshape((d1, channels))
-                of_atom = gradient[i, into : into + d3 * channels].reshape((d3, channels))
-                coupling = couplings[edge, column : column + d1 * d3].reshape((d3, d1))
-                to_coupling = to_couplings[edge, column : column + d1 * d3].reshape((d3, d1))
                 for m1 in range(d1):
-                    _combine(mixed, of_atom, coupling[:, m1])
-                    for u in range(channels):
-                        to_weight[u] += of_source[m1, u] * mixed[u]
-                        to_source[m1, u] += weight[u] * mixed[u]
-                        mixed[u] = weight[u] * of_source[m1, u]
-                    for m3 in range(d3):
-                        total = mixed[0] * of_atom[m3, 0]
-                        for u in range(1, channels):
-                            total += mixed[u] * of_atom[m3, u]
-                        to_coupling[m3, m1] = total
+                    _add_gradients(
+                        to_source, to_weight, to_coupling, of_atom, of_source, weight, coupling,
+                        first + m1 * channels, start, into, column + m1, channels, d1, d3,
+                    )  # fmt: skip
