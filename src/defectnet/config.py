@@ -41,6 +41,14 @@ class Block(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, values: Any) -> Any:
+        """In `snakemake --config run={models: null}`, null arrives as text, like all values there."""
+        if not isinstance(values, dict):
+            return values
+        return {name: None if value == "null" else value for name, value in values.items()}
+
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the block's values, independent of key order."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from snakemake.cli import parse_config as snakemake_config
 
 from defectnet.config import Config, Spectra, default_yaml, json_schema, load_config, parse_config, write_config
 from defectnet.errors import InputError
@@ -240,6 +241,12 @@ def test_one_value_changes_nothing_else(load):
     expected = Config().model_dump()
     expected["supercells"]["doped_per_host"] = 8
     assert changed.model_dump() == expected
+
+
+def test_null_on_the_command_line_of_snakemake_is_nothing():
+    said = snakemake_config(["run={models: null, results: results/other}"])
+    assert said["run"]["models"] == "null"
+    assert parse_config(said, "--config").run == Config().run.model_copy(update={"results": "results/other"})
 
 
 def test_values_cannot_be_changed_afterwards():
