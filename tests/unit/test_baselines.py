@@ -146,6 +146,14 @@ def test_a_factor_makes_up_for_what_relaxed_crystals_do_besides(data):
     assert absent.any() and (model.factors["library"][absent] == 1).all()
 
 
+def test_a_dopant_that_hardly_shows_gets_no_large_factor(data):
+    samples, known = data
+    linear = mixed(samples, known)
+    faint = replace(linear, doped=samples.pristine + 1e-3 * (linear.doped - samples.pristine))
+    factors = ScaledLeastSquares(faint, known).factors["library"]
+    assert (factors[(faint.targets > 0).any(axis=0)] < 30).all()  # not 1000
+
+
 def test_generalised_least_squares_is_plain_where_superposed_spectra_are_few(data):
     samples, known = mixed(*data), data[1]
     values = GeneralisedLeastSquares(samples, known).predict(samples, known, "library").concentrations

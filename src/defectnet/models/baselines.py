@@ -44,6 +44,9 @@ NOISES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 CHOICE_SAMPLES = 600
 """Training spectra on which least squares chooses."""
 
+FACTOR_PRIOR = 1e-4
+"""Weight of the factor 1 in scaled least squares: that of one spectrum with 1 at.% of the dopant."""
+
 SEED = 0
 
 
@@ -204,7 +207,7 @@ class ScaledLeastSquares(LeastSquares):
 
     Around a dopant bonds change too, in ways that responses of masses do not know; as far as they add to what the
     masses do in the same way everywhere, a factor makes up for it. Learned from all training spectra where none is of
-    a relaxed crystal; 1 where training holds nothing of a dopant.
+    a relaxed crystal; 1 where training holds nothing of a dopant, near 1 where least squares hardly find any.
     """
 
     def __init__(self, training: Samples, responses: Responses) -> None:
@@ -213,9 +216,9 @@ class ScaledLeastSquares(LeastSquares):
         self.factors: dict[str, np.ndarray] = {}
         for level in self.levels:
             found = super().concentrations(known, responses, level)
-            squares = (found**2).sum(axis=0)
-            fitted = (found * known.targets).sum(axis=0) / np.where(squares > 0, squares, 1)
-            self.factors[level] = np.where(fitted > 0, fitted, 1).astype(np.float32)
+            products, squares = (found * known.targets).sum(axis=0), (found**2).sum(axis=0)
+            fitted = (products + FACTOR_PRIOR) / (squares + FACTOR_PRIOR)
+            self.factors[level] = np.where(products > 0, fitted, 1).astype(np.float32)
 
     def concentrations(self, samples: Samples, responses: Responses, level: str) -> np.ndarray:
         """See :class:`Baseline`."""
