@@ -76,7 +76,9 @@ def _read(source: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         return columns, dict(file.attrs)
 
 
-def _places(sources: Sequence[Path], parts: Sequence[dict[str, np.ndarray]]):
+def _places(
+    sources: Sequence[Path], parts: Sequence[dict[str, np.ndarray]]
+) -> list[tuple[dict[str, np.ndarray], np.ndarray, int, int]]:
     """Of each part: itself, which of its hosts stay [H], and the rows where its hosts and its spectra begin."""
     with_spectra = [set(part["hosts/id"][np.unique(part["spectra/host"])].tolist()) for part in parts]
     listed: set[bytes] = set()
