@@ -130,8 +130,7 @@ def _relax(
         energy_of_start = atoms.get_potential_energy()
         for converged in optimizer.irun(fmax=settings.fmax_eV_per_A, steps=settings.steps_max):  # noqa: B007
             _require_intact(atoms, start, optimizer.nsteps)
-            moved = _displacement_max(atoms, start)
-            if displacement_max_A is not None and moved > displacement_max_A:
+            if displacement_max_A is not None and (moved := _displacement_max(atoms, start)) > displacement_max_A:
                 raise PhysicsError(f"an atom leaves its site: {moved:.2f} Å away, {displacement_max_A:g} Å are allowed")
     energy = atoms.get_potential_energy()
     rise = (energy - energy_of_start) / len(atoms)
