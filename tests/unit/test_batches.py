@@ -870,12 +870,12 @@ def test_hosts_that_superposition_fails_are_not_superposed(copied_run, arranged,
 
 
 def test_concentrations_are_limited_by_what_is_known_of_errors():
-    def limit(error_max, errors=(0.4, 0.2, 0.9), others=(0.2, 0.1, 0.1)):
+    def limit(error_max, errors=(0.4, 0.2, 0.9), others=(0.2, 0.1, 0.05)):
         return concentration_limit(np.array(errors), np.array(others), 0.2, error_max)
 
-    assert limit(0.4) == 0.2  # the median is 2 per unit concentration
-    assert limit(0.39) == limit(0.2) == 0.1
-    assert limit(0.1) == 0.05
+    assert limit(0.4) == 0.2  # the median error where 20 % are doped
+    assert limit(0.39) == limit(0.29) == 0.1
+    assert limit(0.28) == 0.05
     # Errors that scatter a little change no arrangement.
     assert limit(0.3, (0.41, 0.19, 0.9)) == limit(0.3)
     # A single dopant tells nothing, nor does no comparison at all.

@@ -101,14 +101,14 @@ def concentration_limit(errors: np.ndarray, others: np.ndarray, concentration_ma
     """Highest total concentration, as a fraction, at which a host's superposed spectra are good enough.
 
     Parameters: ``errors`` of superposed spectra of doped cells, as shares of what doping changed, and the concentration
-    of the ``others`` in each cell, besides any one dopant, to which they are proportional: a single dopant is exact.
-    Starting from ``concentration_max`` it is halved until the median error is expected below ``error_max``; in such
-    steps, so that what changes errors a little changes no arrangement.
+    of the ``others`` in each cell, besides any one dopant: a single dopant is exact, and errors grow as the square root
+    of that (docs/phonons.md, *How errors grow*). Starting from ``concentration_max`` it is halved until the median
+    error is expected below ``error_max``; in such steps, so that what changes errors a little changes no arrangement.
     """
     several = others > 1e-9
-    slope = float(np.median(errors[several] / others[several])) if several.any() else 0.0
+    growth = float(np.median(errors[several] / np.sqrt(others[several]))) if several.any() else 0.0
     limit = concentration_max
-    while slope * limit > error_max:
+    while growth * np.sqrt(limit) > error_max:
         limit /= 2
     return limit
 
