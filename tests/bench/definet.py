@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[2, 4])
     torch.manual_seed(0)
     trained = Trained(DefiNet(), 1.0, Corrections(), {}, {})
-    print(f"{sum(parameter.numel() for parameter in trained.model.parameters())} parameters")
+    print(f"{sum(parameter.numel() for parameter in trained.models[0].parameters())} parameters")
     for n in parser.parse_args().cells:
         host = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (n, n, n)
         doped = host.copy()

@@ -25,6 +25,7 @@ from defectnet.definet.baselines import RadiusScaling
 from defectnet.definet.evaluate import evaluate
 from defectnet.definet.fit import Settings, coordinate_mae, load_trained, train
 from defectnet.definet.force_calls import STARTS, read_counts
+from defectnet.definet.graphs import graph_of
 from defectnet.definet.pairs import Pair, net_displacements, pairs_of_runs
 from defectnet.definet.parts import deal
 from defectnet.definet.published import published_pairs
@@ -39,8 +40,9 @@ from defectnet.supercells import Plan, plan_host, read_plans
 HOSTS = {"NaCl": 5.64, "KF": 5.34, "LiF": 4.03, "KBr": 6.6, "MgO": 4.21, "CaS": 5.69}
 DOPANTS = ("Li", "Na", "K", "Rb", "Mg", "Ca", "Zn", "In")
 SMALL = Settings(
-    scalars=16, vectors=8, layers=1, radial=6, cutoff_A=4.0, epochs=16, batch_size=3, learning_rate=1e-2, averaging=0.9
-)
+    scalars=16, vectors=8, layers=1, radial=6, cutoff_A=4.0, members=2, epochs=16, batch_size=3, learning_rate=1e-2,
+    averaging=0.9,
+)  # fmt: skip
 
 
 def springs(host: str, a: float, dopant: str, sites: tuple[int, ...] = (0,)) -> Pair:
@@ -331,7 +333,7 @@ def test_training_is_reproducible_and_goes_on_after_a_kill(pairs, trained, tmp_p
     def save(path, content):
         original(path, content)
         saved.append(path.name)
-        if len(saved) == 5:
+        if len(saved) == SMALL.epochs + 3:
             raise KeyboardInterrupt
 
     original = fit.save
@@ -339,19 +341,29 @@ def test_training_is_reproducible_and_goes_on_after_a_kill(pairs, trained, tmp_p
     settings = replace(SMALL, patience=SMALL.epochs)
     with pytest.raises(KeyboardInterrupt):
         train(pairs, settings, tmp_path)
-    assert (tmp_path / "last.pt").exists()
+    assert (tmp_path / "last-1.pt").exists()
     again = load_trained(train(pairs, settings, tmp_path))
-    assert saved.count("last.pt") == SMALL.epochs
-    weights = trained.model.state_dict()
-    assert all(torch.equal(value, weights[name]) for name, value in again.model.state_dict().items())
+    assert saved.count("last-0.pt") == saved.count("last-1.pt") == SMALL.epochs
+    for model, other in zip(trained.models, again.models, strict=True):
+        weights = model.state_dict()
+        assert all(torch.equal(value, weights[name]) for name, value in other.state_dict().items())
     assert again.calibration == trained.calibration
-    assert not (tmp_path / "last.pt").exists()
+    assert not list(tmp_path.glob("last*"))
     with (tmp_path / "history.csv").open() as file:
-        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, SMALL.epochs + 1))
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == 2 * list(range(1, SMALL.epochs + 1))
+
+
+def test_answers_of_several_networks_are_averaged(pairs, trained):
+    graph = graph_of(pairs[0], trained.models[0].config["cutoff_A"], torch.float32)
+    (first, error), (second, other) = (fit.predict_moves([model], graph) for model in trained.models)
+    mean, expected = fit.predict_moves(trained.models, graph)
+    assert np.abs(first - second).max() > 1e-4
+    assert mean == pytest.approx((first + second) / 2, abs=1e-9)
+    assert expected == pytest.approx((error + other) / 2)
 
 
 def test_training_stops_when_nothing_gets_better(pairs, tmp_path):
-    settings = replace(SMALL, scalars=4, vectors=4, learning_rate=0.0, averaging=0.0, patience=2, epochs=9)
+    settings = replace(SMALL, scalars=4, vectors=4, members=1, learning_rate=0.0, averaging=0.0, patience=2, epochs=9)
     train(pairs[:12], settings, tmp_path)
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 1 + 3  # the first epoch and two more
 

@@ -47,6 +47,7 @@ def train(
     layers: Annotated[int, typer.Option(min=1, help="Rounds of message passing.")] = 2,
     radial: Annotated[int, typer.Option(min=2, help="Radial functions of each of two kinds.")] = 12,
     cutoff: Annotated[float, typer.Option(min=1, help="Farthest neighbours in Å.")] = 4.5,
+    members: Annotated[int, typer.Option(min=1, help="Networks that are trained alike; answers are averaged.")] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Cells per gradient step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Largest step size.")] = 3e-3,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without improvement before it stops.")] = 20,
@@ -61,8 +62,8 @@ def train(
         from defectnet.definet.fit import train as fit
 
         settings = Settings(
-            scalars=scalars, vectors=vectors, layers=layers, radial=radial, cutoff_A=cutoff, epochs=epochs,
-            batch_size=batch_size, learning_rate=learning_rate, patience=patience, seed=seed,
+            scalars=scalars, vectors=vectors, layers=layers, radial=radial, cutoff_A=cutoff, members=members,
+            epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience, seed=seed,
         )  # fmt: skip
         log.info("wrote %s", fit(_pairs(config, published, superpose=False), settings, output))
 

@@ -1,7 +1,7 @@
 """Training: reproducible, resumable after a kill, stopped early.
 
-A run directory holds ``checkpoint.pt`` and ``history.csv``; while training lasts, ``last.pt`` holds the state to go on
-from.
+A run directory holds ``checkpoint.pt`` and ``history.csv``; while training lasts, ``last-K.pt`` holds the state of
+network K to go on from.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ from defectnet.training.checkpoints import load, load_state, reason, reproducibl
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 GRADIENT_MAX = 1.0
-HISTORY_COLUMNS = ("epoch", "train_loss", "validation_coordinate_mae_A", "seconds")
+HISTORY_COLUMNS = ("network", "epoch", "train_loss", "validation_coordinate_mae_A", "seconds")
 
 
 @dataclass(frozen=True)
 class Settings:
     """How to train. Sizes are those of :class:`~defectnet.models.definet.DefiNet`.
 
+    members       : networks that are trained alike; their answers are averaged
     batch_size    : cells per step
     farthest_A    : cells in which an atom moves farther are not learned from; they end in one of many minima
     averaging     : the weights that are kept are exponential means over about 1 / (1 - averaging) steps
@@ -55,6 +56,7 @@ class Settings:
     layers: int = 2
     radial: int = 12
     cutoff_A: float = 4.5
+    members: int = 1
     epochs: int = 30
     batch_size: int = 8
     farthest_A: float = 0.5
@@ -73,15 +75,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network and what is needed to use it.
+    """Trained networks and what is needed to use them.
 
+    models      : one or several of one size, whose answers are averaged
     calibration : factor of the expected errors, from the validation pairs
-    corrections : what it misses in the hosts that it was trained on
+    corrections : what they miss in the hosts that they were trained on
     parts       : ids of the pairs in each part
-    about       : plain values: settings, digest of the data, best epoch, validation error, version
+    about       : plain values: settings, digest of the data, best epochs, validation error, version
     """
 
-    model: DefiNet
+    models: Sequence[DefiNet]
     calibration: float
     corrections: Corrections
     parts: dict[str, list[str]]
@@ -110,31 +113,38 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
     about = {"settings": asdict(settings), "data": _digest(pairs), "version": __version__}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log.info("pairs: %s (%s)", ", ".join(f"{len(index)} {name}" for name, index in parts.items()), device)
-    with reproducible(_seed(settings, "initial weights")):
-        model = settings.network().to(device)
-        training, validation = (
-            Samples.of([pairs[k] for k in parts[name]], settings.cutoff_A, device) for name in ("train", "validation")
-        )
-        best = _optimise(model, training, validation, settings, output / "last.pt", about)
-        model.load_state_dict(best["weights"])
-        moves = [predict_moves(model.eval(), graph) for graph in validation.graphs]
-        known = [predict_moves(model, graph)[0] for graph in training.graphs]
+    training, validation = (
+        Samples.of([pairs[k] for k in parts[name]], settings.cutoff_A, device) for name in ("train", "validation")
+    )
+    models, bests = [], []
+    for member in range(settings.members):
+        with reproducible(_seed(settings, f"network {member}")):
+            model = settings.network().to(device)
+            best = _optimise(model, training, validation, settings, member, output, about)
+            model.load_state_dict(best["weights"])
+        models.append(model.eval())
+        bests.append(best)
+    moves = [predict_moves(models, graph) for graph in validation.graphs]
+    known = [predict_moves(models, graph)[0] for graph in training.graphs]
     ratios = [
         np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
         for (found, error), pair in zip(moves, validation.pairs, strict=True)
     ]
+    error = float(np.mean([coordinate_mae(u, pair) for (u, _), pair in zip(moves, validation.pairs, strict=True)]))
     content = {
         "format": CHECKPOINT_FORMAT,
-        "config": model.config,
-        "weights": best["weights"],
+        "config": models[0].config,
+        "weights": [best["weights"] for best in bests],
         "calibration": float(np.median(ratios)),
         "corrections": Corrections.fit(training.pairs, known).state(),
         "parts": {name: [pairs[k].id for k in index] for name, index in parts.items()},
-        "about": about | {"epoch": best["epoch"], "validation_coordinate_mae_A": best["error"]},
+        "about": about | {"epochs": [best["epoch"] for best in bests], "validation_coordinate_mae_A": error},
     }
-    write_atomically(output / "history.csv", _table(best["history"]).encode())
+    rows = [[member, *row] for member, best in enumerate(bests) for row in best["history"]]
+    write_atomically(output / "history.csv", _table(rows).encode())
     save(output / "checkpoint.pt", content)
-    (output / "last.pt").unlink(missing_ok=True)
+    for member in range(settings.members):
+        _state_of(output, member).unlink(missing_ok=True)
     return output / "checkpoint.pt"
 
 
@@ -161,16 +171,30 @@ class Samples:
 
 
 @torch.no_grad()
-def predict_moves(model: DefiNet, graph: Crystals) -> tuple[np.ndarray, np.ndarray]:
-    """Displacements [N, 3] and uncalibrated expected errors [N] of a batch, in Å."""
-    moves = model(graph)
-    return moves.displacements.double().cpu().numpy(), moves.log_error.double().exp().cpu().numpy()
+def predict_moves(models: Sequence[DefiNet], graph: Crystals) -> tuple[np.ndarray, np.ndarray]:
+    """Displacements [N, 3] and uncalibrated expected errors [N] of a batch, in Å, averaged over the networks."""
+    moves = [model(graph) for model in models]
+    displacements = torch.stack([one.displacements for one in moves]).double().mean(dim=0)
+    error = torch.stack([one.log_error for one in moves]).double().exp().mean(dim=0)
+    return displacements.cpu().numpy(), error.cpu().numpy()
+
+
+def _state_of(output: Path, member: int) -> Path:
+    """Where the state of one of the networks is kept while training lasts."""
+    return output / f"last-{member}.pt"
 
 
 def _optimise(
-    model: DefiNet, training: Samples, validation: Samples, settings: Settings, last: Path, about: dict[str, Any]
+    model: DefiNet,
+    training: Samples,
+    validation: Samples,
+    settings: Settings,
+    member: int,
+    output: Path,
+    about: dict[str, Any],
 ) -> dict[str, Any]:
     """The loop over epochs. Returns the best averaged weights, their epoch and validation error, and the history."""
+    last = _state_of(output, member)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
     averaged = settings.network().to(next(model.parameters()).device)
     averaged.load_state_dict(model.state_dict())
@@ -188,7 +212,7 @@ def _optimise(
             break
         began = time.monotonic()
         # Every epoch has its own generator, so that resuming needs no generator state.
-        stream = torch.manual_seed(_seed(settings, f"epoch {epoch}"))
+        stream = torch.manual_seed(_seed(settings, f"network {member}, epoch {epoch}"))
         model.train()
         total = 0.0
         steps = -(-len(training.pairs) // settings.batch_size)
@@ -203,7 +227,7 @@ def _optimise(
             step += 1
             _average(averaged, model, min(settings.averaging, (1 + step) / (10 + step)))
             total += value.item()
-        found = (predict_moves(averaged.eval(), graph)[0] for graph in validation.graphs)
+        found = (predict_moves([averaged.eval()], graph)[0] for graph in validation.graphs)
         error = float(np.mean([coordinate_mae(u, p) for u, p in zip(found, validation.pairs, strict=True)]))
         if not np.isfinite(error):
             raise InputError(f"training diverged in epoch {epoch}; lower --learning-rate")
@@ -213,8 +237,8 @@ def _optimise(
             weights = {name: value.detach().cpu().clone() for name, value in averaged.state_dict().items()}
             best.update(epoch=epoch, error=error, weights=weights)
         log.info(
-            "epoch %d of %d: loss %.4f, validation %.4f Å, best %.4f Å after epoch %d, %.0f s each",
-            epoch, settings.epochs, total / steps, error, best["error"], best["epoch"], seconds,
+            "network %d, epoch %d of %d: loss %.4f, validation %.4f Å, best %.4f Å after epoch %d, %.0f s each",
+            member, epoch, settings.epochs, total / steps, error, best["error"], best["epoch"], seconds,
         )  # fmt: skip
         state = {"model": model.state_dict(), "averaged": averaged.state_dict(), "optimizer": optimizer.state_dict()}
         save(last, {"about": about, "best": best, "done": epoch, "step": step, **state})
@@ -248,7 +272,7 @@ def _table(history: list[list[float]]) -> str:
 
 
 def load_trained(path: Path) -> Trained:
-    """Read a trained network; no code in the file is run.
+    """Read trained networks; no code in the file is run.
 
     Raises :class:`InputError` when there is none and :class:`RecordError` when it is damaged or of another format.
     """
@@ -257,9 +281,10 @@ def load_trained(path: Path) -> Trained:
     try:
         if content["format"] != CHECKPOINT_FORMAT:
             raise KeyError(f"format {content['format']}")
-        model = DefiNet(**content["config"])
-        model.load_state_dict(content["weights"])
+        models = [DefiNet(**content["config"]).eval() for _ in content["weights"]]
+        for model, weights in zip(models, content["weights"], strict=True):
+            model.load_state_dict(weights)
         corrections = Corrections.of(content["corrections"])
-        return Trained(model.eval(), content["calibration"], corrections, content["parts"], content["about"])
+        return Trained(models, content["calibration"], corrections, content["parts"], content["about"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecordError(f"{path}: not a checkpoint of this version ({reason(error)}); rerun `{command}`") from None

@@ -48,10 +48,10 @@ def relax_in_one_step(
     """
     if not atoms.pbc.all():
         raise InputError(f"{atoms.symbols}: not periodic in all directions; set its cell and pbc=True")
-    cutoff_A = trained.model.config["cutoff_A"]
+    cutoff_A = trained.models[0].config["cutoff_A"]
     green = None if lattice is None else green_of(lattice, dtype)
     graph = crystal_graph(atoms.numbers, host_numbers, atoms.positions, atoms.cell.array, cutoff_A, green)
-    displacements, error = predict_moves(trained.model.to(dtype), graph.to(dtype))
+    displacements, error = predict_moves([model.to(dtype) for model in trained.models], graph.to(dtype))
     if lattice is not None:
         displacements += trained.corrections(lattice, atoms.numbers)
     error = np.where(atoms.numbers == NOTHING, 0, trained.calibration * error)
