@@ -1,0 +1,61 @@
+"""How far superposed spectra are from direct ones, and how that grows with concentration.
+
+    .venvs/main/bin/python tests/bench/superposition.py [DATASET]
+
+Prints medians of the errors by total doping, and how well laws of growth foretell the error of each host's most doped
+cell from its other cells; all as shares of what doping changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from defectnet.dataset.schema import Dataset
+
+BINS_AT = (0, 3, 5, 7, 10, 15, 25)
+LAWS = {"constant": 0.0, "square root": 0.5, "linear": 1.0}
+
+
+def foretold(errors: np.ndarray, others: np.ndarray, hosts: np.ndarray, power: float) -> np.ndarray:
+    """Logarithm of the error that the other cells of its host let expect over that of each host's most doped cell."""
+    told = []
+    for host in np.unique(hosts):
+        mine = np.flatnonzero(hosts == host)
+        last = mine[np.argmax(others[mine])]
+        rest = mine[others[mine] < others[last]]
+        if len(rest):
+            told.append(np.median(errors[rest] * (others[last] / others[rest]) ** power) / errors[last])
+    return np.log(told)
+
+
+def main() -> None:
+    """See the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset", type=Path, nargs="?", default=Path("data/reference/dataset.h5"))
+    with Dataset(parser.parse_args().dataset) as data:
+        compared, spectra = data.comparison, data.spectra
+        direct = np.array(spectra.fidelity).astype(str) == "direct"
+        atoms = dict(zip(np.array(spectra.host)[direct].tolist(), np.array(spectra.n_atoms)[direct].tolist()))
+    total, errors, hosts = compared["total_doping"], compared["superposed_l1"], compared["host"]
+    print("total doping (at.%)  cells  hosts  superposed  masses only")
+    for low, high in zip(BINS_AT, BINS_AT[1:]):
+        some = (100 * total > low) & (100 * total <= high)
+        if some.any():
+            medians = np.median(errors[some]), np.median(compared["mass_only_l1"][some])
+            print(f"{low:>9} to {high:<7} {some.sum():>6} {len(np.unique(hosts[some])):>6} {medians[0]:>11.2f}", end="")
+            print(f" {medians[1]:>12.2f}")
+    others = total - 1 / np.array([atoms[host] for host in hosts.tolist()])
+    several = others > 1e-9  # a single dopant is exact
+    print("\nerror of a host's most doped cell, foretold from its other cells / true:")
+    for law, power in LAWS.items():
+        told = foretold(errors[several], others[several], hosts[several], power)
+        print(
+            f"{law:<12} median {np.exp(np.median(told)):.2f}, spread a factor of {np.exp(told.std()):.2f}, {len(told)} hosts"
+        )
+
+
+if __name__ == "__main__":
+    main()
