@@ -9,6 +9,7 @@ cell from its other cells; all as shares of what doping changed.
 from __future__ import annotations
 
 import argparse
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,10 +39,11 @@ def main() -> None:
     with Dataset(parser.parse_args().dataset) as data:
         compared, spectra = data.comparison, data.spectra
         direct = np.array(spectra.fidelity).astype(str) == "direct"
-        atoms = dict(zip(np.array(spectra.host)[direct].tolist(), np.array(spectra.n_atoms)[direct].tolist()))
+        hosts, atoms = (np.array(column)[direct].tolist() for column in (spectra.host, spectra.n_atoms))
+        atoms = dict(zip(hosts, atoms, strict=True))
     total, errors, hosts = compared["total_doping"], compared["superposed_l1"], compared["host"]
     print("total doping (at.%)  cells  hosts  superposed  masses only")
-    for low, high in zip(BINS_AT, BINS_AT[1:]):
+    for low, high in pairwise(BINS_AT):
         some = (100 * total > low) & (100 * total <= high)
         if some.any():
             medians = np.median(errors[some]), np.median(compared["mass_only_l1"][some])
@@ -52,9 +54,8 @@ def main() -> None:
     print("\nerror of a host's most doped cell, foretold from its other cells / true:")
     for law, power in LAWS.items():
         told = foretold(errors[several], others[several], hosts[several], power)
-        print(
-            f"{law:<12} median {np.exp(np.median(told)):.2f}, spread a factor of {np.exp(told.std()):.2f}, {len(told)} hosts"
-        )
+        ratio, spread = np.exp(np.median(told)), np.exp(told.std())
+        print(f"{law:<12} median {ratio:.2f}, spread a factor of {spread:.2f}, {len(told)} hosts")
 
 
 if __name__ == "__main__":
