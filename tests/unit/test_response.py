@@ -1,6 +1,7 @@
 """The network that asks per candidate: symmetries, limits, and that it learns."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def world():
     samples = Samples(
         row=np.arange(len(host)), host=host, pristine=pristine[host].astype(np.float32),
         doped=doped.astype(np.float32), composition=silicon[host], candidates=asked, targets=targets,
-        relaxed=np.zeros(len(host), bool), fold=np.zeros(len(host), int),
+        relaxed=np.zeros(len(host), bool), fold=np.zeros(len(host), int), noise=np.zeros(len(host), np.float32),
     )  # fmt: skip
     return samples, responses
 
@@ -87,6 +88,7 @@ def random_question(seed=0):
         pristine=torch.rand(3, BINS),
         doped=torch.rand(3, BINS),
         measured=torch.ones(3, BINS).bool(),
+        noise=torch.tensor([0.0, 0.01, 0.02]),
         mask=torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1], [0, 0, 1, 0]]).bool(),
         host_pristine=torch.rand(2, BINS),
         response=torch.randn(2, 4, BINS),
@@ -139,7 +141,7 @@ def test_one_spectrum_does_not_see_another():
     whole = model(question).concentration
     alone = replace(
         question, host=question.host[1:2], pristine=question.pristine[1:2], doped=question.doped[1:2],
-        measured=question.measured[1:2], mask=question.mask[1:2],
+        measured=question.measured[1:2], noise=question.noise[1:2], mask=question.mask[1:2],
     )  # fmt: skip
     torch.testing.assert_close(model(alone).concentration, whole[1:2], rtol=1e-4, atol=1e-5)
 
@@ -182,8 +184,25 @@ def test_directions_of_scatter_and_faults_of_a_measurement_do_not_count(world):
     slope = np.linspace(-0.05, 0.05, BINS) * rng.normal(size=(len(samples), 1))
     moved = 0.3 * np.gradient(change, axis=1)
     faulty = replace(samples, doped=(samples.pristine + change + moved + slope).astype(np.float32))
-    off = (predict([model], faulty, Hosts(responses), "library").concentration - samples.targets)[samples.candidates]
-    assert np.abs(off).max() < 0.01
+    told = replace(faulty, noise=np.full(len(faulty), 1e-3, np.float32))
+    measured, computed = (
+        (predict([model], some, Hosts(responses), "library").concentration - samples.targets)[samples.candidates]
+        for some in (told, faulty)
+    )
+    assert np.abs(measured).max() < 0.01
+    assert np.sqrt(np.mean(computed**2)) > 1.5 * np.sqrt(np.mean(measured**2))  # of those no fault is expected
+
+
+def test_presence_is_less_certain_where_there_is_noise(world):
+    samples, responses = world
+    some, model = samples[np.arange(20)], ResponseNet(BINS).eval()
+    presences = [
+        predict([model], replace(some, noise=np.full(20, noise, np.float32)), Hosts(responses), "library").presence
+        for noise in (0.0, 0.1, 0.3)
+    ]
+    for quiet, noisy in pairwise(presences):
+        assert (quiet >= noisy)[some.targets > 0].all()  # alike only where both are certain
+        assert (quiet > noisy)[some.targets > 0].mean() > 0.9
 
 
 def test_properties_tell_candidates_apart():
@@ -344,7 +363,7 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
         truth[:, 5] = rng.uniform(0.01, 0.1, len(host))
         told = truth + asked * (0.01 * wrong * rng.normal(size=len(host)))[:, None]
         nothing = np.zeros((len(host), 1), np.float32)
-        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5], 0 * host)
+        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5], 0 * host, host)
         return samples, Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
 
     covered = []
@@ -368,6 +387,6 @@ def test_intervals_are_those_of_relaxed_crystals_where_there_are_any():
     prediction = Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
     widths = []
     for known in (relaxed, ~relaxed, np.zeros(60, bool)):
-        samples = Samples(np.arange(60), host, nothing, nothing, nothing, asked, 0 * told, known, 0 * host)
+        samples = Samples(np.arange(60), host, nothing, nothing, nothing, asked, 0 * told, known, 0 * host, host)
         widths.append(interval_widths(prediction, samples, 0.4))
     assert widths == pytest.approx([3, 1, 1], rel=0.02)

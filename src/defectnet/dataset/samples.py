@@ -62,6 +62,7 @@ class Samples:
     targets          : [n, 56] float32 concentrations, fractions of the sites
     relaxed          : [n] bool, whether the doped spectrum is of a relaxed crystal
     fold             : [n] which superposed spectra, of :func:`~defectnet.dataset.scatter.folds_of`, do not judge it
+    noise            : [n] float32 standard deviation of a measured intensity; 0 of computed spectra
     """
 
     row: np.ndarray
@@ -73,6 +74,7 @@ class Samples:
     targets: np.ndarray
     relaxed: np.ndarray
     fold: np.ndarray
+    noise: np.ndarray
 
     def __len__(self) -> int:
         return len(self.row)
@@ -126,6 +128,7 @@ def load_samples(dataset: Dataset, axis: Axis) -> Samples:
         targets=dataset.spectra.concentrations[rows].astype(np.float32),
         relaxed=np.isin(dataset.spectra.fidelity, RELAXED)[rows],
         fold=folds_of(dataset.spectra)[rows],
+        noise=np.zeros(len(rows), np.float32),
     )
 
 

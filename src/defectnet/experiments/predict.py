@@ -43,9 +43,6 @@ UNLIKE_HOST = 0.3
 POOR_FIT = 2.0
 """Mean squared residual in units of the measured variance above which noise does not explain it."""
 
-NOISE_FLOOR = 1e-3
-"""Least error of an intensity, of which the mean is 1: no measurement is better."""
-
 SEEN_MAX = 0.25
 """Highest total concentration in training."""
 
@@ -133,7 +130,8 @@ def predict(
     noise = _noise(seen, measured)
     rng = np.random.default_rng(0)
     draws = [np.vstack([mean, mean + error * rng.normal(size=(DRAWS, len(mean)))]) for mean, error in noise.drawn]
-    samples = _samples(composition, asked, width_of(trained.vocabulary), *draws)
+    error = float(np.sqrt(np.mean(noise.level[measured] ** 2)))
+    samples = _samples(composition, asked, width_of(trained.vocabulary), error, *draws)
     responses = _responses(samples, known)
     hosts = Hosts(responses)
     told = trained.predict(samples, responses, LEVELS[0])
@@ -264,7 +262,12 @@ def _noise(seen: list[tuple[np.ndarray, np.ndarray | None]], measured: np.ndarra
 
 
 def _samples(
-    composition: dict[str, float], asked: Sequence[str], width: int, pristine: np.ndarray, doped: np.ndarray
+    composition: dict[str, float],
+    asked: Sequence[str],
+    width: int,
+    noise: float,
+    pristine: np.ndarray,
+    doped: np.ndarray,
 ) -> Samples:
     """Pairs of spectra [n, B] of one host, all asked about the same dopants, in arrays over dopants of that width."""
     n = len(doped)
@@ -279,6 +282,7 @@ def _samples(
         targets=np.zeros(mask.shape, dtype=np.float32),
         relaxed=np.ones(n, dtype=bool),
         fold=np.zeros(n, dtype=int),
+        noise=np.full(n, noise, dtype=np.float32),
     )
 
 

@@ -3,12 +3,12 @@
 A doped spectrum is, at low concentration, the host's plus Σ concentration × response, and responses follow from the
 host's Hessian. The network works in three steps, each of which stands in this file:
 
-1. *Responses*: those that are known, from single defects or from masses alone, are corrected by a small convolution
+1. *Responses*: those of single defects stay as they are; those of masses alone are corrected by a small convolution
    that sees the host's spectrum, the response and the two elements; where nothing is known it makes them up.
 2. *Unmixing*: non-negative least squares of the doped - pristine difference on the responses, in a metric that is
    learned, unrolled so that gradients pass through it. Where the scatter of the host's own superposed spectra is known
-   (:mod:`defectnet.dataset.scatter`), directions in which arrangements scatter count less, and so does what a
-   measurement may add: a background, a shift and a stretch of the energies.
+   (:mod:`defectnet.dataset.scatter`), directions in which arrangements scatter count less, and so does, where spectra
+   were measured, what a measurement may add: noise, a background, a shift and a stretch of the energies.
 3. *Judgement*: a transformer over the candidates, which are tokens without an order, sees each one's share in the fit
    and what the fit leaves, and corrects it; it knows saturation, look-alikes and noise.
 
@@ -35,7 +35,7 @@ LEVELS = ("library", "mass_only", "none")
 STEPS = 40
 """Iterations of the unrolled least squares."""
 
-RIDGES = (0.01, 1.0, 1.0)
+RIDGES = (3e-4, 1.0, 1.0)
 """Ridge of the least squares by level of knowledge, relative to the diagonal; training goes on from there."""
 
 SIZE_FLOOR = 1.0
@@ -46,7 +46,7 @@ FAULTS = (0.01, 0.01, 0.3, 0.5)
 """Background and its slope over half the axis, in intensities; shift and stretch over half the axis, in bins."""
 
 NOISE, NOISE_LEAST = 3e-3, 1e-4
-"""Variance of an intensity beside the scatter, from which training goes on, and what single precision can bear."""
+"""Variance that no scatter explains, from which training goes on, and what single precision can bear."""
 
 SIGNIFICANT = 1.1
 """Logarithm of 1 + concentration over standard error, here 2, at which presence is as likely as not before training."""
@@ -65,6 +65,8 @@ class Question:
     host                   : [n] index of each spectrum's host among the m
     pristine, doped        : [n, B] intensities, of one supercell or instrument
     measured               : [n, B] bool, bins in which both are known; elsewhere they may be anything finite
+    noise                  : [n] standard deviation of measured intensities; 0 of computed ones, which have no other
+                             fault either
     mask                   : [n, K] candidates that are asked about
     host_pristine          : [m, B] intensities of the hosts (mean 1 over the axis)
     response               : [m, K, B] intensity per unit concentration; 0 where unknown
@@ -77,6 +79,7 @@ class Question:
     pristine: Tensor
     doped: Tensor
     measured: Tensor
+    noise: Tensor
     mask: Tensor
     host_pristine: Tensor
     response: Tensor
@@ -167,7 +170,8 @@ class Corrector(nn.Module):
         # Where the host has no modes there is little to take away, but localised modes may come up anywhere.
         correction = 5 * self.leave(values).squeeze(1)
         correction = correction - correction.mean(dim=1, keepdim=True)
-        return ((1 + self.gain(about)) * known + correction).view(m, k, bins)
+        corrected = ((1 + self.gain(about)) * known + correction).view(m, k, bins)
+        return torch.where((question.level == LEVELS.index("library"))[..., None], question.response, corrected)
 
 
 def within(measured: Tensor, curves: Tensor, host: Tensor) -> Tensor:
@@ -212,20 +216,30 @@ class Unmixing(nn.Module):
         return self.log_faults.exp()[:, None] * kinds
 
     def forward(
-        self, difference: Tensor, measured: Tensor, response: Tensor, level: Tensor, scatter: Tensor, mask: Tensor
+        self,
+        difference: Tensor,
+        measured: Tensor,
+        noise: Tensor,
+        response: Tensor,
+        level: Tensor,
+        scatter: Tensor,
+        mask: Tensor,
     ) -> tuple[Tensor, ...]:
         """Concentrations [n, K] and standard errors [n, K]; Gram matrix [n, K, K], projections [n, K] and square [n].
 
-        Of differences [n, B] where they are ``measured`` [n, B], responses [n, K, B] of ``level`` [n, K], and scatter
-        [n, R, B].
+        Of differences [n, B] where they are ``measured`` [n, B] with ``noise`` [n], responses [n, K, B] of ``level``
+        [n, K], and scatter [n, R, B].
         """
         target, basis = self.metric(difference), self.metric(response)
-        spread = self.metric(torch.cat([scatter, self.faults(difference, measured)], dim=1))
-        noise = (self.log_noise.exp() + NOISE_LEAST) / difference.shape[-1]
-        inner = torch.linalg.cholesky(spread @ spread.transpose(1, 2) + noise * torch.eye(spread.shape[1]).to(spread))
+        faults = self.faults(difference, measured) * (noise > 0)[:, None, None]
+        spread = self.metric(torch.cat([scatter, faults], dim=1))
+        # Of a difference of two spectra.
+        variance = ((self.log_noise.exp() + NOISE_LEAST + 2 * noise**2) / difference.shape[-1])[:, None, None]
+        unit = torch.eye(spread.shape[1]).to(spread)
+        inner = torch.linalg.cholesky(spread @ spread.transpose(1, 2) + variance * unit)
 
         def weighted(curves: Tensor) -> Tensor:
-            """Curves [n, ..., 2B] times the inverse covariance, times the noise (Woodbury)."""
+            """Curves [n, ..., 2B] times the inverse covariance, times the variance (Woodbury)."""
             return curves - torch.cholesky_solve(spread @ curves.transpose(1, 2), inner).transpose(1, 2) @ spread
 
         weighed = weighted(basis)
@@ -245,7 +259,7 @@ class Unmixing(nn.Module):
             previous = found
             slope = (unit @ ahead[..., None]).squeeze(-1) - wanted
             found = (ahead - step * slope).clamp(min=0)
-        error = (noise * torch.diagonal(torch.linalg.inv(unit), dim1=1, dim2=2)).sqrt()
+        error = (variance[..., 0] * torch.diagonal(torch.linalg.inv(unit), dim1=1, dim2=2)).sqrt()
         return found / scale, error / scale, gram, aim, square
 
 
@@ -282,7 +296,9 @@ class ResponseNet(nn.Module):
         pristine, difference, response = self.compared(question)
         scatter = response_within(measured, question.scatter[host], question.host_pristine[host])
         known = question.level[host]
-        unmixed, error, gram, aim, square = self.unmixing(difference, measured, response, known, scatter, mask)
+        unmixed, error, gram, aim, square = self.unmixing(
+            difference, measured, question.noise, response, known, scatter, mask
+        )
         significance = torch.log1p(unmixed / error)
         residual = difference - torch.einsum("nk,nkb->nb", unmixed, response)
         size = torch.diagonal(gram, dim1=1, dim2=2) + 1e-8
@@ -315,7 +331,7 @@ class ResponseNet(nn.Module):
         tokens = self.judge(tokens, src_key_padding_mask=hidden)
         gate, amount, presence, log_error = self.head(tokens[:, 1:]).unbind(dim=-1)
         # Both start as the least squares; the second term can add what that misses.
-        concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 3)
+        concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 6)
         return Answer(
             concentration=concentration * mask,
             presence=(presence + 2 * (significance - SIGNIFICANT)) * mask,

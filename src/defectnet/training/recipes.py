@@ -26,6 +26,15 @@ HIDDEN_CHANCE = 0.15
 ERROR_FLOOR = 1e-4
 """Added to expected errors (fractions), so that a certain network is not infinitely certain."""
 
+COMPUTED_CHANCE = 0.3
+"""How often training shows a spectrum without the faults of a measurement."""
+
+NOISE_FLOOR = 1e-3
+"""Least error of a measured intensity, of which the mean is 1: no measurement is better."""
+
+NOISE_MISJUDGED = 0.2
+"""Standard deviation of the logarithm by which the noise is misjudged in training."""
+
 BAND_EDGE_SHARE = 0.999
 """Of a host's spectrum that lies below what counts as its highest modes."""
 
@@ -129,6 +138,7 @@ class ResponseRecipe:
             for name, array in (
                 ("pristine", training.pristine),
                 ("doped", training.doped),
+                ("noise", training.noise),
                 ("present", present_candidates(training, responses)),
                 ("asked", asked_candidates(training, responses)),
             )
@@ -176,7 +186,7 @@ class ResponseRecipe:
         wanted = (wanted[:, None] + worse).clamp(max=len(LEVELS) - 1)
         question = self.hosts.question(
             views, torch.from_numpy(host).to(self.device), wanted, self.arrays["pristine"][index],
-            self.arrays["doped"][index], mask,
+            self.arrays["doped"][index], self.arrays["noise"][index], mask,
         )  # fmt: skip
         answer = self.model(disturbed(question, self.settings, self.zero, stream))
         off = (100 * (answer.concentration.detach() - present))[mask]
@@ -212,7 +222,14 @@ class Hosts:
         return samples.host * self.folds + samples.fold
 
     def question(
-        self, views: np.ndarray, host: Tensor, wanted: Tensor, pristine: Tensor, doped: Tensor, mask: Tensor
+        self,
+        views: np.ndarray,
+        host: Tensor,
+        wanted: Tensor,
+        pristine: Tensor,
+        doped: Tensor,
+        noise: Tensor,
+        mask: Tensor,
     ) -> Question:
         """A question about spectra [n, B] of ``views`` [m], at levels ``wanted`` [m, K] or below.
 
@@ -230,6 +247,7 @@ class Hosts:
             pristine=pristine.nan_to_num(),
             doped=doped.nan_to_num(),
             measured=(pristine + doped).isfinite(),
+            noise=noise,
             mask=mask,
             host_pristine=self.pristine[chosen],
             response=response,
@@ -243,7 +261,7 @@ def disturbed(question: Question, settings: Training, zero: float, stream: torch
     """The same as a measurement might show it: on another energy scale, coarser, cut off, on a background, with noise.
 
     ``zero`` is the place of zero energy on the axis, in bins. Amounts are uniform from 0 to those of the settings.
-    What is computed of a host is as coarse as the spectra, but has no other fault.
+    What is computed of a host is as coarse as the spectra, but has no other fault, and so are some of the spectra.
     """
     device = question.doped.device
     n, bins = question.doped.shape
@@ -255,20 +273,23 @@ def disturbed(question: Question, settings: Training, zero: float, stream: torch
     width = float(upto(settings.resolution_bins, 1))
     if width > 0.3:
         curves = {name: blurred(curve, width) for name, curve in curves.items()}
-    scale = 1 + upto(2 * settings.axis_scale, n, 1) - settings.axis_scale
-    noise = upto(settings.noise, n, 1)
+    faulty = upto(1, n, 1) >= COMPUTED_CHANCE
+    scale = 1 + faulty * (upto(2 * settings.axis_scale, n, 1) - settings.axis_scale)
+    noise = faulty * upto(settings.noise, n, 1)
     tilt = torch.linspace(-1, 1, bins, device=device)
     for name in ("pristine", "doped"):
         level, slope = (settings.background * torch.randn((2, n, 1), generator=stream)).to(device)
         random = torch.randn((n, bins), generator=stream).to(device)
-        curves[name] = stretched(curves[name], scale, zero) + level + slope * tilt + noise * random
+        curves[name] = stretched(curves[name], scale, zero) + faulty * (level + slope * tilt) + noise * random
     # Some begin above the elastic line, and end before the host's highest modes or beyond.
     below = curves["host_pristine"].cumsum(dim=1)
     top = (below < BAND_EDGE_SHARE * below[:, -1:]).sum(dim=1)[question.host, None] - zero
     place = torch.arange(bins, device=device) - zero
     inside = (place >= upto(0.15, n, 1) * top) & (place <= (0.6 + upto(0.6, n, 1)) * top)
     whole = upto(1, n, 1) >= settings.cut_chance
-    return replace(question, measured=question.measured & (inside | whole), **curves)
+    misjudged = torch.exp(NOISE_MISJUDGED * torch.randn((n, 1), generator=stream)).to(device)
+    told = torch.hypot(question.noise[:, None], faulty * (noise * misjudged).clamp(min=NOISE_FLOOR))[:, 0]
+    return replace(question, measured=question.measured & (inside | whole), noise=told, **curves)
 
 
 def stretched(curves: Tensor, scale: Tensor, zero: float) -> Tensor:
@@ -355,9 +376,9 @@ def _all_asked(samples: Samples, hosts: Hosts, level: str) -> Question:
     device = hosts.pristine.device
     some, host = np.unique(hosts.views(samples), return_inverse=True)
     wanted = torch.full((len(some), hosts.responses.elements.shape[1]), LEVELS.index(level))
-    given = (host, samples.pristine, samples.doped, asked_candidates(samples, hosts.responses))
-    place, pristine, doped, mask = (torch.from_numpy(array).to(device) for array in given)
-    return hosts.question(some, place, wanted, pristine, doped, mask)
+    given = (host, samples.pristine, samples.doped, samples.noise, asked_candidates(samples, hosts.responses))
+    place, pristine, doped, noise, mask = (torch.from_numpy(array).to(device) for array in given)
+    return hosts.question(some, place, wanted, pristine, doped, noise, mask)
 
 
 def interval_widths(prediction: Prediction, samples: Samples, coverage: float) -> float:
