@@ -264,7 +264,7 @@ class Unmixing(nn.Module):
 
 
 class ResponseNet(nn.Module):
-    """The three steps; 215,129 parameters with 240 bins. ``bins`` is the length of the spectra."""
+    """The three steps; 215,905 parameters with 240 bins. ``bins`` is the length of the spectra."""
 
     def __init__(self, bins: int, width: int = 96, blocks: int = 2) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ class ResponseNet(nn.Module):
         self.candidate = nn.Linear(PROPERTIES + len(LEVELS) + 10 + 2 * WINDOWS, width)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.judge = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4))
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4 * len(LEVELS)))
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
         self.whole = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
@@ -329,7 +329,10 @@ class ResponseNet(nn.Module):
         tokens = torch.cat([whole[:, None], tokens], dim=1)
         hidden = functional.pad(~mask, (1, 0))
         tokens = self.judge(tokens, src_key_padding_mask=hidden)
-        gate, amount, presence, log_error = self.head(tokens[:, 1:]).unbind(dim=-1)
+        # What is known decides how far the least squares can be trusted.
+        heads = self.head(tokens[:, 1:]).unflatten(-1, (len(LEVELS), 4))
+        of_level = known[..., None, None].expand(-1, -1, 1, 4)
+        gate, amount, presence, log_error = heads.gather(2, of_level).squeeze(2).unbind(dim=-1)
         # Both start as the least squares; the second term can add what that misses.
         concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 6)
         return Answer(
