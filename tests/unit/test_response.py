@@ -363,7 +363,9 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
         truth[:, 5] = rng.uniform(0.01, 0.1, len(host))
         told = truth + asked * (0.01 * wrong * rng.normal(size=len(host)))[:, None]
         nothing = np.zeros((len(host), 1), np.float32)
-        samples = Samples(np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5], 0 * host, host)
+        samples = Samples(
+            np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5], 0 * host, host
+        )
         return samples, Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
 
     covered = []

@@ -22,7 +22,7 @@ from defectnet.experiments.spectrum import MeasuredSpectrum
 from defectnet.models.response import ELEMENTS, LEVELS
 from defectnet.training.detection import detection_limits
 from defectnet.training.fit import COVERAGE, Checkpoint, load_checkpoint
-from defectnet.training.recipes import ERROR_FLOOR, Hosts, compared
+from defectnet.training.recipes import ERROR_FLOOR, NOISE_FLOOR, Hosts, compared
 
 UNLIKE = np.array([0.0, 2.0, 1.0, 0.0, 0.0, 0.5])
 """Weights of differences in the columns of :data:`~defectnet.models.response.ELEMENTS`: radius in Å,

@@ -279,7 +279,9 @@ class ResponseNet(nn.Module):
         self.candidate = nn.Linear(PROPERTIES + len(LEVELS) + 10 + 2 * WINDOWS, width)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.judge = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4 * len(LEVELS)))
+        self.head = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4 * len(LEVELS))
+        )
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
         self.whole = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
