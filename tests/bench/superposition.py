@@ -32,16 +32,26 @@ def foretold(errors: np.ndarray, others: np.ndarray, hosts: np.ndarray, power: f
     return np.log(told)
 
 
+def relaxed_atoms(repeated: int, totals: np.ndarray, least: int, most: int) -> int:
+    """Atoms of the cells that were relaxed, of which spectra are those of the ``repeated`` ones: whole dopants fit."""
+    sizes = [n for n in range(least, most + 1) if repeated % n == 0]
+    return next(n for n in sizes if np.allclose(totals * n, np.round(totals * n)))
+
+
 def main() -> None:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", type=Path, nargs="?", default=Path("data/reference/dataset.h5"))
     with Dataset(parser.parse_args().dataset) as data:
-        compared, spectra = data.comparison, data.spectra
+        compared, spectra, settings = data.comparison, data.spectra, data.provenance["config"]["supercells"]
         direct = np.array(spectra.fidelity).astype(str) == "direct"
         hosts, atoms = (np.array(column)[direct].tolist() for column in (spectra.host, spectra.n_atoms))
-        atoms = dict(zip(hosts, atoms, strict=True))
+        repeated = dict(zip(hosts, atoms, strict=True))
     total, errors, hosts = compared["total_doping"], compared["superposed_l1"], compared["host"]
+    sizes = {
+        host: relaxed_atoms(repeated[host], total[hosts == host], settings["atoms_min"], settings["atoms_max"])
+        for host in np.unique(hosts).tolist()
+    }
     print("total doping (at.%)  cells  hosts  superposed  masses only")
     for low, high in pairwise(BINS_AT):
         some = (100 * total > low) & (100 * total <= high)
@@ -49,7 +59,7 @@ def main() -> None:
             medians = np.median(errors[some]), np.median(compared["mass_only_l1"][some])
             print(f"{low:>9} to {high:<7} {some.sum():>6} {len(np.unique(hosts[some])):>6} {medians[0]:>11.2f}", end="")
             print(f" {medians[1]:>12.2f}")
-    others = total - 1 / np.array([atoms[host] for host in hosts.tolist()])
+    others = total - 1 / np.array([sizes[host] for host in hosts.tolist()])
     several = others > 1e-9  # a single dopant is exact
     print("\nerror of a host's most doped cell, foretold from its other cells / true:")
     for law, power in LAWS.items():
