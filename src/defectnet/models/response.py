@@ -154,14 +154,15 @@ class Corrector(nn.Module):
 
     def forward(self, question: Question) -> Tensor:
         """[m, K, B]."""
-        m, k, bins = question.response.shape
-        level = functional.one_hot(question.level, len(LEVELS)).float()
-        about = torch.cat([question.properties, level], dim=-1).flatten(0, 1)
-        known = question.response.flatten(0, 1)
-        host = question.host_pristine.repeat_interleave(k, dim=0)
-        energy = torch.linspace(-1, 1, bins).expand(m * k, bins)
+        place, candidate = (question.level != LEVELS.index("library")).nonzero(as_tuple=True)
+        bins = question.response.shape[-1]
+        level = functional.one_hot(question.level[place, candidate], len(LEVELS)).float()
+        about = torch.cat([question.properties[place, candidate], level], dim=-1)
+        known = question.response[place, candidate]
+        host = question.host_pristine[place]
+        energy = torch.linspace(-1, 1, bins).to(known).expand_as(known)
         curves = [host, known / 5, known.cumsum(dim=1) / bins, host.cumsum(dim=1) / bins, energy]
-        values = torch.cat([torch.stack(curves, dim=1), level.flatten(0, 1)[..., None].expand(-1, -1, bins)], dim=1)
+        values = torch.cat([torch.stack(curves, dim=1), level[..., None].expand(-1, -1, bins)], dim=1)
         scales, shifts = self.film(about)[..., None].chunk(2, dim=1)
         scales, shifts = scales.chunk(1 + len(self.layers), dim=1), shifts.chunk(1 + len(self.layers), dim=1)
         values = functional.silu(self.enter(values) * (1 + scales[0]) + shifts[0])
@@ -170,8 +171,7 @@ class Corrector(nn.Module):
         # Where the host has no modes there is little to take away, but localised modes may come up anywhere.
         correction = 5 * self.leave(values).squeeze(1)
         correction = correction - correction.mean(dim=1, keepdim=True)
-        corrected = ((1 + self.gain(about)) * known + correction).view(m, k, bins)
-        return torch.where((question.level == LEVELS.index("library"))[..., None], question.response, corrected)
+        return question.response.index_put((place, candidate), (1 + self.gain(about)) * known + correction)
 
 
 def within(measured: Tensor, curves: Tensor, host: Tensor) -> Tensor:
@@ -235,8 +235,8 @@ class Unmixing(nn.Module):
         spread = self.metric(torch.cat([scatter, faults], dim=1))
         # Of a difference of two spectra.
         variance = ((self.log_noise.exp() + NOISE_LEAST + 2 * noise**2) / difference.shape[-1])[:, None, None]
-        unit = torch.eye(spread.shape[1]).to(spread)
-        inner = torch.linalg.cholesky(spread @ spread.transpose(1, 2) + variance * unit)
+        identity = torch.eye(spread.shape[1]).to(spread)
+        inner = torch.linalg.cholesky(spread @ spread.transpose(1, 2) + variance * identity)
 
         def weighted(curves: Tensor) -> Tensor:
             """Curves [n, ..., 2B] times the inverse covariance, times the variance (Woodbury)."""
