@@ -11,7 +11,7 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,11 +116,12 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
     training, validation = (
         Samples.of([pairs[k] for k in parts[name]], settings.cutoff_A, device) for name in ("train", "validation")
     )
+    states = [output / f"last-{member}.pt" for member in range(settings.members)]
     models, bests = [], []
-    for member in range(settings.members):
+    for member, state in enumerate(states):
         with reproducible(_seed(settings, f"network {member}")):
             model = settings.network().to(device)
-            best = _optimise(model, training, validation, settings, member, output, about)
+            best = _optimise(model, training, validation, settings, state, about | {"member": member})
             model.load_state_dict(best["weights"])
         models.append(model.eval())
         bests.append(best)
@@ -130,7 +131,7 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
         np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
         for (found, error), pair in zip(moves, validation.pairs, strict=True)
     ]
-    error = float(np.mean([coordinate_mae(u, pair) for (u, _), pair in zip(moves, validation.pairs, strict=True)]))
+    error = _mean_error((found for found, _ in moves), validation)
     content = {
         "format": CHECKPOINT_FORMAT,
         "config": models[0].config,
@@ -143,8 +144,8 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
     rows = [[member, *row] for member, best in enumerate(bests) for row in best["history"]]
     write_atomically(output / "history.csv", _table(rows).encode())
     save(output / "checkpoint.pt", content)
-    for member in range(settings.members):
-        _state_of(output, member).unlink(missing_ok=True)
+    for state in states:
+        state.unlink(missing_ok=True)
     return output / "checkpoint.pt"
 
 
@@ -179,22 +180,19 @@ def predict_moves(models: Sequence[DefiNet], graph: Crystals) -> tuple[np.ndarra
     return displacements.cpu().numpy(), error.cpu().numpy()
 
 
-def _state_of(output: Path, member: int) -> Path:
-    """Where the state of one of the networks is kept while training lasts."""
-    return output / f"last-{member}.pt"
+def _mean_error(found: Iterable[np.ndarray], samples: Samples) -> float:
+    """Mean over the pairs of :func:`coordinate_mae` in Å of the displacements found for each."""
+    return float(np.mean([coordinate_mae(u, pair) for u, pair in zip(found, samples.pairs, strict=True)]))
 
 
 def _optimise(
-    model: DefiNet,
-    training: Samples,
-    validation: Samples,
-    settings: Settings,
-    member: int,
-    output: Path,
-    about: dict[str, Any],
+    model: DefiNet, training: Samples, validation: Samples, settings: Settings, last: Path, about: dict[str, Any]
 ) -> dict[str, Any]:
-    """The loop over epochs. Returns the best averaged weights, their epoch and validation error, and the history."""
-    last = _state_of(output, member)
+    """The loop over epochs of the network ``about["member"]``.
+
+    Returns the best averaged weights, their epoch and validation error, and the history.
+    """
+    member = about["member"]
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=settings.weight_decay)
     averaged = settings.network().to(next(model.parameters()).device)
     averaged.load_state_dict(model.state_dict())
@@ -228,7 +226,7 @@ def _optimise(
             _average(averaged, model, min(settings.averaging, (1 + step) / (10 + step)))
             total += value.item()
         found = (predict_moves([averaged.eval()], graph)[0] for graph in validation.graphs)
-        error = float(np.mean([coordinate_mae(u, p) for u, p in zip(found, validation.pairs, strict=True)]))
+        error = _mean_error(found, validation)
         if not np.isfinite(error):
             raise InputError(f"training diverged in epoch {epoch}; lower --learning-rate")
         seconds = time.monotonic() - began
