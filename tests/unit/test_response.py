@@ -19,12 +19,13 @@ from defectnet.models.response import (
     within,
 )
 from defectnet.training.recipes import (
+    ERROR_FLOORS,
     Hosts,
     Prediction,
     ResponseRecipe,
     blurred,
     disturbed,
-    interval_widths,
+    interval_of,
     predict,
     present_candidates,
     stretched,
@@ -371,10 +372,10 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
     covered = []
     for _ in range(60):
         samples, prediction = world_of(20)
-        width = interval_widths(prediction, samples, coverage)
+        interval = interval_of(prediction, samples, coverage)
         others, judged = world_of(20)
         off = np.abs(judged.concentration - others.targets)[:, 5]
-        covered.append(np.mean(off <= width * (judged.error[:, 5] + 1e-4)))
+        covered.append(np.mean(off <= interval.width(judged.error[:, 5])))
     assert np.mean(covered) == pytest.approx(coverage + 0.5 * coverage / 20, abs=0.035)
     assert np.mean(covered) >= coverage - 0.01
 
@@ -390,5 +391,24 @@ def test_intervals_are_those_of_relaxed_crystals_where_there_are_any():
     widths = []
     for known in (relaxed, ~relaxed, np.zeros(60, bool)):
         samples = Samples(np.arange(60), host, nothing, nothing, nothing, asked, 0 * told, known, 0 * host, host)
-        widths.append(interval_widths(prediction, samples, 0.4))
-    assert widths == pytest.approx([3, 1, 1], rel=0.02)
+        widths.append(interval_of(prediction, samples, 0.4).width(0.01))
+    assert widths == pytest.approx([0.03, 0.01, 0.01], rel=0.02)
+
+
+def test_intervals_trust_expected_errors_as_far_as_these_are_worth_it():
+    """Errors of very different size, which a network foretells or does not: then more is added, and all are wider."""
+    rng = np.random.default_rng(1)
+    host = np.repeat(np.arange(40), 25)
+    asked, nothing = np.zeros((1000, 56), bool), np.zeros((1000, 1), np.float32)
+    asked[:, 5] = True
+    size = 10 ** rng.uniform(-4, -1.5, 1000)
+    off = asked * (size * rng.normal(size=1000))[:, None]
+    samples = Samples(np.arange(1000), host, nothing, nothing, nothing, asked, 0 * off, asked[:, 5], 0 * host, host)
+    intervals, widths = [], []
+    for expected in (size, size[::-1]):
+        prediction = Prediction(off, off, asked * expected[:, None], *nothing.T, *nothing.T)
+        intervals.append(interval_of(prediction, samples, 0.9))
+        widths.append(intervals[-1].width(expected))
+        assert np.mean(np.abs(off[:, 5]) <= widths[-1]) == pytest.approx(0.92, abs=0.01)
+    assert intervals[0].floor < intervals[1].floor == max(ERROR_FLOORS)
+    assert widths[0].mean() < 0.7 * widths[1].mean()

@@ -22,7 +22,7 @@ from defectnet.experiments.spectrum import MeasuredSpectrum
 from defectnet.models.response import ELEMENTS, LEVELS
 from defectnet.training.detection import detection_limits
 from defectnet.training.fit import COVERAGE, Checkpoint, load_checkpoint
-from defectnet.training.recipes import ERROR_FLOOR, NOISE_FLOOR, Hosts, compared
+from defectnet.training.recipes import NOISE_FLOOR, Hosts, compared
 
 UNLIKE = np.array([0.0, 2.0, 1.0, 0.0, 0.0, 0.5])
 """Weights of differences in the columns of :data:`~defectnet.models.response.ELEMENTS`: radius in Å,
@@ -146,8 +146,7 @@ def predict(
     for symbol, place, limit in zip(asked, places, limits, strict=True):
         column, level = index_of(symbol), LEVELS[levels[place]]
         amount = float(told.concentration[0, column])
-        width = trained.intervals[level] * (float(told.error[0, column]) + ERROR_FLOOR)
-        width = float(np.hypot(width, spread[column]))
+        width = float(np.hypot(trained.intervals[level].width(told.error[0, column]), spread[column]))
         dopants.append(
             Dopant(
                 element=symbol,

@@ -264,7 +264,7 @@ class Unmixing(nn.Module):
 
 
 class ResponseNet(nn.Module):
-    """The three steps; 215,905 parameters with 240 bins. ``bins`` is the length of the spectra."""
+    """The three steps; 217,165 parameters with 240 bins. ``bins`` is the length of the spectra."""
 
     def __init__(self, bins: int, width: int = 96, blocks: int = 2) -> None:
         super().__init__()
@@ -276,11 +276,11 @@ class ResponseNet(nn.Module):
             nn.Conv1d(24, 32, 7, stride=2), nn.SiLU(),
             nn.AdaptiveAvgPool1d(8), nn.Flatten(), nn.Linear(256, width),
         )  # fmt: skip
-        self.candidate = nn.Linear(PROPERTIES + len(LEVELS) + 10 + 2 * WINDOWS, width)
+        self.candidate = nn.Linear(PROPERTIES + len(LEVELS) + 11 + 2 * WINDOWS, width)
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.judge = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
         self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4 * len(LEVELS))
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4 * 2 * len(LEVELS))
         )
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
@@ -320,6 +320,7 @@ class ResponseNet(nn.Module):
             (torch.log(total) / 4).expand_as(aim),
             (10 * unmixed.sum(dim=1, keepdim=True)).expand_as(aim),
             (torch.log(unexplained + 1e-4) / 4).expand_as(aim),
+            (torch.log(question.noise[:, None] + 1e-3) / 4).expand_as(aim),
         ]  # fmt: skip
         products = response / size.sqrt()[..., None] / total.sqrt()[..., None]
         agreement = functional.adaptive_avg_pool1d(products * difference[:, None], WINDOWS)
@@ -331,10 +332,11 @@ class ResponseNet(nn.Module):
         tokens = torch.cat([whole[:, None], tokens], dim=1)
         hidden = functional.pad(~mask, (1, 0))
         tokens = self.judge(tokens, src_key_padding_mask=hidden)
-        # What is known decides how far the least squares can be trusted.
-        heads = self.head(tokens[:, 1:]).unflatten(-1, (len(LEVELS), 4))
-        of_level = known[..., None, None].expand(-1, -1, 1, 4)
-        gate, amount, presence, log_error = heads.gather(2, of_level).squeeze(2).unbind(dim=-1)
+        # What is known, and whether the spectra were measured, decide how far the least squares can be trusted.
+        heads = self.head(tokens[:, 1:]).unflatten(-1, (2 * len(LEVELS), 4))
+        case = known + len(LEVELS) * (question.noise > 0)[:, None]
+        of_case = case[..., None, None].expand(-1, -1, 1, 4)
+        gate, amount, presence, log_error = heads.gather(2, of_case).squeeze(2).unbind(dim=-1)
         # Both start as the least squares; the second term can add what that misses.
         concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 6)
         return Answer(
@@ -363,6 +365,6 @@ def loss(answer: Answer, concentration: Tensor, mask: Tensor, foreign: Tensor) -
     error = (100 / TARGET_SCALE * off.detach()).abs() + 0.02  # at.%
     likelihood = answer.log_error + error * torch.exp(-answer.log_error)  # Laplace
     terms = off**2 + 0.2 * functional.huber_loss(unmixed, torch.zeros_like(unmixed), reduction="none")
-    terms = terms + 5 * roots**2 + 0.05 * present + 0.01 * likelihood
+    terms = terms + roots**2 + 0.05 * present + 0.01 * likelihood
     strange = functional.binary_cross_entropy_with_logits(answer.foreign, foreign.float())
     return (terms * mask).sum() / count + 0.05 * strange

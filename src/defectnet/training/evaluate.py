@@ -24,7 +24,6 @@ from defectnet.models.defectnet import count_parameters
 from defectnet.models.response import LEVELS
 from defectnet.training.fit import PARTS, Checkpoint, load_checkpoint
 from defectnet.training.metrics import metrics, open_set, wrong_host_auroc
-from defectnet.training.recipes import ERROR_FLOOR
 
 POTENTIAL = "potential"
 """Split that asks about unseen hosts by another potential than training knows."""
@@ -51,7 +50,7 @@ class Network:
         told = self.checkpoint.predict(samples, responses, level)
         if level not in self.checkpoint.intervals:
             return Estimate(told.concentration, told.concentration)
-        width = self.checkpoint.intervals[level] * (told.error + ERROR_FLOOR)
+        width = self.checkpoint.intervals[level].width(told.error)
         return Estimate(told.concentration, told.presence, width, told.foreign, told.unexplained)
 
 

@@ -37,17 +37,18 @@ from defectnet.training.checkpoints import load, load_state, reason, reproducibl
 from defectnet.training.presets import FINETUNED, FINETUNING_RATE, NETWORKS, PRESETS, Preset
 from defectnet.training.recipes import (
     Hosts,
+    Interval,
     Prediction,
     PublishedRecipe,
     Recipe,
     ResponseRecipe,
-    interval_widths,
+    interval_of,
     predict,
 )
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 4
+CHECKPOINT_FORMAT = 5
 SAVE_INTERVAL_s = 20.0
 """Least time between two saves of a state: a killed training loses no more than this and one epoch."""
 
@@ -89,7 +90,7 @@ class Checkpoint:
 
     network: str
     models: list[DefectNet | ResponseNet]
-    intervals: dict[str, float]
+    intervals: dict[str, Interval]
     unexplained: dict[str, float]
     axis: Axis
     edges_meV: np.ndarray
@@ -217,7 +218,7 @@ def train(
         networks = _networks(content)
         for level in LEVELS:
             told = predict(networks, validation, Hosts(responses), level)
-            content["intervals"][level] = interval_widths(told, validation, COVERAGE)
+            content["intervals"][level] = asdict(interval_of(told, validation, COVERAGE))
             content["unexplained"][level] = float(np.quantile(told.unexplained, USUAL))
     write_atomically(output / "split.json", split_text.encode())
     write_atomically(output / "history.csv", _history_csv(history, about).encode())
@@ -388,7 +389,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         return Checkpoint(
             network=content["network"],
             models=_networks(content),
-            intervals=content["intervals"],
+            intervals={level: Interval(**one) for level, one in content["intervals"].items()},
             unexplained=content["unexplained"],
             axis=Axis(**content["axis"]),
             edges_meV=np.array(content["edges_meV"]),

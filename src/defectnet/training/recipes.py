@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.stats import gmean
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -20,11 +21,12 @@ from defectnet.models.response import LEVELS, Question, ResponseNet, candidate_p
 HOSTS_PER_STEP = 8
 """Responses are corrected once per host and step, so a step takes many spectra of few hosts."""
 
-HIDDEN_CHANCE = 0.15
+HIDDEN_CHANCE = 0.05
 """How often a dopant that is there is not asked about, so that the network learns to notice."""
 
-ERROR_FLOOR = 1e-4
-"""Added to expected errors (fractions), so that a certain network is not infinitely certain."""
+ERROR_FLOORS = (1e-4, 1e-3, 2e-3, 5e-3, 1e-2)
+"""Fractions one of which is added to expected errors: a certain network must not be infinitely certain, and one that
+knows superposed spectra best not too certain of relaxed crystals."""
 
 COMPUTED_CHANCE = 0.3
 """How often training shows a spectrum without the faults of a measurement."""
@@ -40,6 +42,10 @@ BAND_EDGE_SHARE = 0.999
 
 LEVEL_CHANCES = (0.5, 0.25, 0.25)
 """How often training knows the responses from the library, from masses, or not at all."""
+
+MIXED_CHANCE, WORSE_CHANCE = 0.1, 0.3
+"""How often training knows some candidates of a host less well than others, and then how many: more often, and networks
+learn to distrust what they know of all."""
 
 
 class Recipe(Protocol):
@@ -181,8 +187,8 @@ class ResponseRecipe:
         mask &= ~hidden
         views, host = np.unique(self.view[index.cpu().numpy()], return_inverse=True)
         wanted = torch.multinomial(torch.tensor(LEVEL_CHANCES), len(views), replacement=True, generator=stream)
-        # Now and then one candidate is known less well than the others.
-        worse = torch.rand((len(views), asked.shape[1]), generator=stream) < 0.1
+        worse = torch.rand((len(views), asked.shape[1]), generator=stream) < WORSE_CHANCE
+        worse &= torch.rand((len(views), 1), generator=stream) < MIXED_CHANCE
         wanted = (wanted[:, None] + worse).clamp(max=len(LEVELS) - 1)
         question = self.hosts.question(
             views, torch.from_numpy(host).to(self.device), wanted, self.arrays["pristine"][index],
@@ -193,9 +199,9 @@ class ResponseRecipe:
         return loss(answer, present, mask, hidden.any(dim=1)), float((off**2).sum()), len(off)
 
     def validate(self) -> float:
-        """See :class:`Recipe`; the mean over the levels of knowledge."""
+        """See :class:`Recipe`; the geometric mean over the levels of knowledge, or the worst one would decide alone."""
         told = (predict([self.model], self.validation, self.hosts, level) for level in LEVELS)
-        return float(np.mean([_rmse_at_percent(one.concentration, self.validation) for one in told]))
+        return float(gmean([_rmse_at_percent(one.concentration, self.validation) for one in told]))
 
 
 class Hosts:
@@ -381,22 +387,40 @@ def _all_asked(samples: Samples, hosts: Hosts, level: str) -> Question:
     return hosts.question(some, place, wanted, pristine, doped, noise, mask)
 
 
-def interval_widths(prediction: Prediction, samples: Samples, coverage: float) -> float:
-    """How many expected errors wide an interval has to be on either side to hold the truth with ``coverage``.
+@dataclass(frozen=True)
+class Interval:
+    """Half an interval is ``factor`` times the sum of the expected error and ``floor``, both fractions."""
+
+    factor: float
+    floor: float
+
+    def width(self, error: np.ndarray) -> np.ndarray:
+        """Of either side, for expected errors of any shape."""
+        return self.factor * (error + self.floor)
+
+
+def interval_of(prediction: Prediction, samples: Samples, coverage: float) -> Interval:
+    """The narrowest intervals that hold the truth with ``coverage``.
 
     Split conformal prediction with normalised scores, every host counting alike, because spectra of one host are
     wrong together (Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018)). The samples must be of hosts that training has
     not seen; with h hosts the quantile is taken at ``coverage`` (h + 1) / h. Where some are of relaxed crystals, only
-    these count: they are what is measured, and networks know spectra made of responses better.
+    these count: they are what is measured, and networks know spectra made of responses better. Of
+    :data:`ERROR_FLOORS` the one is taken with which intervals are narrowest on average.
     """
     judged = samples.relaxed if samples.relaxed.any() else np.ones(len(samples), bool)
     row, element = np.nonzero(samples.candidates & judged[:, None])
     off = np.abs(prediction.concentration[row, element] - samples.targets[row, element])
-    scores = off / (prediction.error[row, element] + ERROR_FLOOR)
+    error = prediction.error[row, element]
     host = samples.host[row]
     weights = 1 / np.bincount(host)[host]
-    order = np.argsort(scores)
     hosts = len(np.unique(host))
     wanted = min(coverage * (hosts + 1) / hosts, 1.0) * hosts
-    reached = np.searchsorted(np.cumsum(weights[order]), wanted - 1e-9)
-    return float(scores[order][min(reached, len(scores) - 1)])
+
+    def with_floor(floor: float) -> Interval:
+        scores = off / (error + floor)
+        order = np.argsort(scores)
+        reached = np.searchsorted(np.cumsum(weights[order]), wanted - 1e-9)
+        return Interval(float(scores[order][min(reached, len(scores) - 1)]), floor)
+
+    return min(map(with_floor, ERROR_FLOORS), key=lambda one: float(weights @ one.width(error)))
