@@ -18,12 +18,14 @@ from defectnet.models.response import (
     response_within,
     within,
 )
+from defectnet.training import recipes
 from defectnet.training.recipes import (
     ERROR_FLOORS,
     Hosts,
     Prediction,
     ResponseRecipe,
     blurred,
+    compared,
     disturbed,
     interval_of,
     predict,
@@ -296,7 +298,8 @@ def test_responses_are_derivatives_of_normalised_spectra():
     torch.testing.assert_close(response_within(measured, response, host)[:, 1], moved, rtol=1e-4, atol=1e-4)
 
 
-def test_it_learns_and_knowledge_helps(world):
+def test_it_learns_and_knowledge_helps(world, monkeypatch):
+    monkeypatch.setattr(recipes, "IMAGINED_WEIGHT", 1.0)  # few steps have to do
     samples, responses = world
     training, test = samples[samples.host < 9], samples[samples.host >= 9]
     settings = Training(epochs=30, batch_size=64, learning_rate=3e-3)
@@ -320,6 +323,11 @@ def test_it_learns_and_knowledge_helps(world):
     spread = test.targets[test.candidates].std()
     assert error["library"] < 0.25 * spread
     assert error["library"] <= error["mass_only"] < 0.8 * spread
+    # Responses of hosts that it has not seen, out of nothing: those of the others, shifted.
+    first = test[np.unique(test.host, return_index=True)[1]]
+    _, imagined = compared([model], first, Hosts(responses), "none")
+    truth = responses.library[first.host]
+    assert np.sum((imagined - truth) ** 2) < 0.4 * np.sum(truth**2)
 
 
 def test_levels_are_capped_by_what_is_known(world):

@@ -40,6 +40,12 @@ NOISE_MISJUDGED = 0.2
 BAND_EDGE_SHARE = 0.999
 """Of a host's spectrum that lies below what counts as its highest modes."""
 
+IMAGINED_WEIGHT = 0.1
+"""What errors of the responses that networks make up weigh beside errors of concentrations."""
+
+SHARE_MAX = 3.0
+"""Of the squares of a response that its error can reach; weak responses would drown the others."""
+
 LEVEL_CHANCES = (0.5, 0.25, 0.25)
 """How often training knows the responses from the library, from masses, or not at all."""
 
@@ -196,7 +202,23 @@ class ResponseRecipe:
         )  # fmt: skip
         answer = self.model(disturbed(question, self.settings, self.zero, stream))
         off = (100 * (answer.concentration.detach() - present))[mask]
-        return loss(answer, present, mask, hidden.any(dim=1)), float((off**2).sum()), len(off)
+        value = loss(answer, present, mask, hidden.any(dim=1)) + IMAGINED_WEIGHT * self._imagined(question, views)
+        return value, float((off**2).sum()), len(off)
+
+    def _imagined(self, question: Question, views: np.ndarray) -> Tensor:
+        """Mean squared error of the responses that are corrected or made up though single defects tell them.
+
+        As a share of these responses' squares, on spectra and their running sums.
+        """
+        host, fold = (torch.from_numpy(part).to(self.device) for part in divmod(views, self.hosts.folds))
+        library = LEVELS.index("library")
+        judged = (question.level != library) & (self.hosts.level[host, :, library] == library)
+        if not judged.any():
+            return torch.zeros((), device=self.device)
+        truth = self.hosts.finite[host, fold][judged]
+        off = self.model.corrector(question)[judged] - truth
+        squares = [(with_sums(curves) ** 2).sum(dim=1) for curves in (off, truth)]
+        return (squares[0] / (squares[1] + 1)).clamp(max=SHARE_MAX).mean()
 
     def validate(self) -> float:
         """See :class:`Recipe`; the geometric mean over the levels of knowledge, or the worst one would decide alone."""
@@ -305,6 +327,12 @@ def stretched(curves: Tensor, scale: Tensor, zero: float) -> Tensor:
     place = (zero + (torch.arange(bins + 1).to(curves) - zero) / scale).clamp(0, bins)
     first = place.long().clamp(max=bins - 1)
     return torch.lerp(below.gather(1, first), below.gather(1, first + 1), place - first).diff(dim=1)
+
+
+def with_sums(curves: Tensor) -> Tensor:
+    """Curves [..., B] with their running sums, [..., 2B], all over the square root of B."""
+    bins = curves.shape[-1]
+    return torch.cat([curves, curves.cumsum(dim=-1) / bins**0.5], dim=-1) / bins**0.5
 
 
 def blurred(curves: Tensor, width: float) -> Tensor:
