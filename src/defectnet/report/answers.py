@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 
 from defectnet.dataset.samples import Axis, Responses, load_responses
 from defectnet.dataset.schema import Dataset
@@ -174,6 +174,8 @@ def calibration_figure(predictions: pd.DataFrame, open_set: dict[str, Any], stem
         )
         if any(len(line.get_xdata()) for line in coverage.lines):
             coverage.set_xscale("log")
+            for which in (coverage.xaxis.set_major_formatter, coverage.xaxis.set_minor_formatter):
+                which(LogFormatter(minor_thresholds=(1.5, 0.5)))
         coverage.axhline(0.9, color=BLACK, lw=0.6, zorder=0)
         foreign.axhline(0.5, color=BLACK, lw=0.6, zorder=0)
         foreign.set(xlabel="Dopant not asked about (at.%)", ylabel="AUROC of noticing it", ylim=(0.4, 1.02))
