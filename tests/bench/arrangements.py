@@ -49,13 +49,10 @@ def grounds(config: Config, hosts: set[str]) -> Iterator[tuple[HostPlan, Ground]
         phonons = {(entry.host, entry.item): entry.key for entry in read_manifest(layout.batch("phonons", batch))}
         for entry in read_manifest(layout.batch("relax", batch)):
             if entry.item == PRISTINE and entry.host in hosts:
-                relaxed = store.read("relax", entry.host, entry.key)
+                plan, relaxed = plans[entry.host], store.read("relax", entry.host, entry.key)
                 keys = [phonons[entry.host, item] for item in (PRISTINE, WIDE)]
                 records = [store.read("phonons", entry.host, key) for key in keys]
-                yield (
-                    plans[entry.host],
-                    Ground.of(job, relaxed, plans[entry.host], library, keys[1], *records),
-                )
+                yield plan, Ground.of(job, relaxed, plan, library, keys[1], *records)
 
 
 def elsewhere(plan: Plan, symbols: Sequence[str], rng: np.random.Generator) -> Plan:
@@ -115,11 +112,12 @@ def main() -> None:
         for low, high in pairwise(TOTALS_AT)
     ]
     print(f"{len(wanted)} hosts, {len(rows)} direct spectra; RMSE in at.% (spectra)")
-    for cells, kept in (("all cells", np.ones(len(rows), bool)), ("atoms stayed", stayed)):
-        for kind, some in kinds.items():
-            off = 100 * (model.concentrations(some, responses, "library") - some.targets)
+    everything = np.ones(len(rows), bool)
+    for kind, some in kinds.items():
+        off = 100 * (model.concentrations(some, responses, "library") - some.targets)
+        for cells, kept in (("all cells", everything), ("atoms stayed", stayed)):
             print(f"{cells:13s} {kind:29s}", end="")
-            for name, inside in (("all", np.ones(len(rows), bool)), *classes):
+            for name, inside in (("all", everything), *classes):
                 chosen = kept & inside
                 error = np.sqrt(np.mean(off[chosen][some.candidates[chosen]] ** 2)) if chosen.any() else np.nan
                 print(f" {name}: {error:.2f} ({chosen.sum()})", end="")

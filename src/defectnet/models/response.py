@@ -192,6 +192,12 @@ def response_within(measured: Tensor, response: Tensor, host: Tensor) -> Tensor:
     return seen - below * seen.sum(dim=-1, keepdim=True) / below.sum(dim=-1, keepdim=True).clamp(min=1e-3)
 
 
+def with_sums(curves: Tensor, weight: float | Tensor = 1.0, sum_weight: float | Tensor = 1.0) -> Tensor:
+    """Curves [..., B] beside their running sums, [..., 2B], such that sums of squares hardly depend on B."""
+    root = curves.shape[-1] ** 0.5
+    return torch.cat([weight * curves, sum_weight * curves.cumsum(dim=-1) / root], dim=-1) / root
+
+
 class Unmixing(nn.Module):
     """Step 2: generalised non-negative least squares on spectra and on their running sums."""
 
@@ -205,8 +211,7 @@ class Unmixing(nn.Module):
 
     def metric(self, curves: Tensor) -> Tensor:
         """Curves [..., B] with their running sums [..., 2B], such that plain sums of squares are the metric."""
-        sums = self.log_cumulative.exp() * curves.cumsum(dim=-1) / curves.shape[-1] ** 0.5
-        return torch.cat([self.log_weight.exp() * curves, sums], dim=-1) / curves.shape[-1] ** 0.5
+        return with_sums(curves, self.log_weight.exp(), self.log_cumulative.exp())
 
     def faults(self, difference: Tensor, measured: Tensor) -> Tensor:
         """What a measurement may add [n, 4, B]: a background and its slope, a shift and a stretch of the energies."""

@@ -16,7 +16,7 @@ from torch.nn import functional
 from defectnet.config import Training
 from defectnet.dataset.samples import Responses, Samples, asked_candidates, sample_mask
 from defectnet.models.defectnet import TARGET_SCALE, DefectNet, masked_mse
-from defectnet.models.response import LEVELS, Question, ResponseNet, candidate_properties, loss
+from defectnet.models.response import LEVELS, Question, ResponseNet, candidate_properties, loss, with_sums
 
 HOSTS_PER_STEP = 8
 """Responses are corrected once per host and step, so a step takes many spectra of few hosts."""
@@ -327,12 +327,6 @@ def stretched(curves: Tensor, scale: Tensor, zero: float) -> Tensor:
     place = (zero + (torch.arange(bins + 1).to(curves) - zero) / scale).clamp(0, bins)
     first = place.long().clamp(max=bins - 1)
     return torch.lerp(below.gather(1, first), below.gather(1, first + 1), place - first).diff(dim=1)
-
-
-def with_sums(curves: Tensor) -> Tensor:
-    """Curves [..., B] with their running sums, [..., 2B], all over the square root of B."""
-    bins = curves.shape[-1]
-    return torch.cat([curves, curves.cumsum(dim=-1) / bins**0.5], dim=-1) / bins**0.5
 
 
 def blurred(curves: Tensor, width: float) -> Tensor:
