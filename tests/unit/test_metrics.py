@@ -150,8 +150,8 @@ def test_levels_and_models_are_scored_by_themselves():
 def test_hidden_dopants_that_are_noticed():
     rng = np.random.default_rng(0)
     hidden = np.concatenate([np.zeros(400), np.full(200, 0.001), np.full(200, 0.1)])
-    foreign = rng.random(800) + 2 * (hidden > 0.05)  # large amounts are noticed, small ones are not
-    rows = pd.DataFrame({"hidden": hidden, "foreign": foreign, "split": "host", "model": "m", "level": "none"})
+    unexplained = rng.random(800) + 2 * (hidden > 0.05)  # large amounts are noticed, small ones are not
+    rows = pd.DataFrame({"hidden": hidden, "unexplained": unexplained, "split": "host", "model": "m", "level": "none"})
     scores = open_set(rows.assign(host=np.arange(800) % 7))["host"]["m"]["none"]
     assert scores["at"][">=5"] == 1 and scores["at"]["<0.5"] == pytest.approx(0.5, abs=0.06)
     assert scores["auroc"] == pytest.approx((scores["at"][">=5"] + scores["at"]["<0.5"]) / 2)

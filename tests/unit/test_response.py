@@ -375,7 +375,7 @@ def test_intervals_cover_hosts_that_were_not_used(coverage):
         samples = Samples(
             np.arange(len(host)), host, nothing, nothing, nothing, asked, truth, asked[:, 5], 0 * host, host
         )
-        return samples, Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
+        return samples, Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T)
 
     covered = []
     for _ in range(60):
@@ -395,7 +395,7 @@ def test_intervals_are_those_of_relaxed_crystals_where_there_are_any():
     asked[:, 5] = True
     relaxed = np.tile([True, False], 30)
     told = 0.01 * asked * np.where(relaxed, 3, 1)[:, None]
-    prediction = Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T, *nothing.T)
+    prediction = Prediction(told, told, np.where(asked, 0.01, 0), *nothing.T)
     widths = []
     for known in (relaxed, ~relaxed, np.zeros(60, bool)):
         samples = Samples(np.arange(60), host, nothing, nothing, nothing, asked, 0 * told, known, 0 * host, host)
@@ -414,7 +414,7 @@ def test_intervals_trust_expected_errors_as_far_as_these_are_worth_it():
     samples = Samples(np.arange(1000), host, nothing, nothing, nothing, asked, 0 * off, asked[:, 5], 0 * host, host)
     intervals, widths = [], []
     for expected in (size, size[::-1]):
-        prediction = Prediction(off, off, asked * expected[:, None], *nothing.T, *nothing.T)
+        prediction = Prediction(off, off, asked * expected[:, None], *nothing.T)
         intervals.append(interval_of(prediction, samples, 0.9))
         widths.append(intervals[-1].width(expected))
         assert np.mean(np.abs(off[:, 5]) <= widths[-1]) == pytest.approx(0.92, abs=0.01)

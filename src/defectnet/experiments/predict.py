@@ -34,9 +34,6 @@ PROPOSED = Dopants(n_type=5, p_type=5)
 DRAWS = 64
 """Spectra that are drawn from the measured errors, to see what these do to the answer."""
 
-FOREIGN = 0.5
-"""Probability of something that is not asked about above which the answer warns of it."""
-
 UNLIKE_HOST = 0.3
 """Share of the area in which measured and computed spectra of the undoped host may differ."""
 
@@ -74,7 +71,6 @@ class Identification:
     dopants     : in the order of the candidates
     coverage    : of the intervals
     unexplained : share of the squared doped - pristine difference that the candidates' responses leave
-    foreign     : probability of a dopant that was not asked about
     warnings    : why not to trust it
     edges_meV, measured, pristine, difference, contributions : the network's axis [B + 1], which bins were measured [B],
                   the pristine spectrum, doped less pristine [B], and what each dopant adds to it [K, B], in 1/meV;
@@ -84,7 +80,6 @@ class Identification:
     dopants: tuple[Dopant, ...]
     coverage: float
     unexplained: float
-    foreign: float
     warnings: tuple[str, ...]
     edges_meV: np.ndarray
     measured: np.ndarray
@@ -94,7 +89,7 @@ class Identification:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, without the curves."""
-        told = ("coverage", "unexplained", "foreign", "warnings")
+        told = ("coverage", "unexplained", "warnings")
         return {"dopants": [asdict(one) for one in self.dopants]} | {name: getattr(self, name) for name in told}
 
 
@@ -166,7 +161,7 @@ def predict(
     contributions *= np.clip((difference[0] @ fitted) / max(fitted @ fitted, 1e-12), 0.0, 1.0)
     residual = (difference[0] - contributions.sum(axis=0))[measured]
     chi2 = float(np.mean((residual / noise.level[measured]) ** 2) / 2)
-    unexplained, foreign = float(told.unexplained[0]), float(told.foreign[0])
+    unexplained = float(told.unexplained[0])
     worst = LEVELS[max(levels[place] for place in places)]
     warnings = [*noise.notes]
     if doped.weighting != trained.spectra.weighting:
@@ -184,8 +179,6 @@ def predict(
             f"the candidates leave {unexplained:.0%} of the change unexplained, more than usual "
             f"({trained.unexplained[worst]:.0%}): another host, another axis, or dopants that are not asked about"
         )
-    if foreign > FOREIGN:
-        warnings.append(f"a dopant that is not asked about is likely there (probability {foreign:.2f})")
     if sum(amounts) > SEEN_MAX:
         warnings.append(f"{sum(amounts):.0%} of the sites doped in all: more than the network was trained on")
     per_meV = 1 / (len(measured) * np.diff(trained.edges_meV))
@@ -193,7 +186,6 @@ def predict(
         dopants=tuple(dopants),
         coverage=COVERAGE,
         unexplained=unexplained,
-        foreign=foreign,
         warnings=tuple(warnings),
         edges_meV=trained.edges_meV,
         measured=measured,

@@ -56,15 +56,12 @@ class Estimate(NamedTuple):
     concentrations : [n, 56] fractions
     presence       : [n, 56] scores, higher where a dopant is more likely there
     width          : [n, 56] half width of a 90 % interval, fractions; None of a model that gives no intervals
-    foreign        : [n] scores, higher where something that is not asked about is more likely there; None of a model
-                     that does not look for it
     unexplained    : [n] share of the squares of what doping changed that responses leave; None of a model without any
     """
 
     concentrations: np.ndarray
     presence: np.ndarray
     width: np.ndarray | None = None
-    foreign: np.ndarray | None = None
     unexplained: np.ndarray | None = None
 
 
@@ -199,7 +196,7 @@ class LeastSquares(Baseline):
     def predict(self, samples: Samples, responses: Responses, level: str) -> Estimate:
         """See :class:`Baseline`; what is not asked about is suspected where much remains unexplained."""
         values, unexplained = _unmixed(samples, responses, level, *self.weights[level])
-        return Estimate(values, values, foreign=unexplained, unexplained=unexplained)
+        return Estimate(values, values, unexplained=unexplained)
 
 
 class ScaledLeastSquares(LeastSquares):

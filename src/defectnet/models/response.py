@@ -95,7 +95,6 @@ class Answer:
     concentration : fraction of sites, not negative
     presence      : logit that the concentration is not zero
     log_error     : logarithm of the expected error of the concentration in at.%
-    foreign       : [n] logit that the spectrum holds a dopant that is not asked about
     unmixed       : concentration by the least squares alone
     unexplained   : [n] share of the squared doped - pristine difference that the least squares leaves
     """
@@ -103,7 +102,6 @@ class Answer:
     concentration: Tensor
     presence: Tensor
     log_error: Tensor
-    foreign: Tensor
     unmixed: Tensor
     unexplained: Tensor
 
@@ -269,7 +267,7 @@ class Unmixing(nn.Module):
 
 
 class ResponseNet(nn.Module):
-    """The three steps; 217,165 parameters with 240 bins. ``bins`` is the length of the spectra."""
+    """The three steps; 216,876 parameters with 240 bins. ``bins`` is the length of the spectra."""
 
     def __init__(self, bins: int, width: int = 96, blocks: int = 2) -> None:
         super().__init__()
@@ -289,7 +287,6 @@ class ResponseNet(nn.Module):
         )
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
-        self.whole = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))
 
     def compared(self, question: Question) -> tuple[Tensor, Tensor, Tensor]:
         """Pristine spectra [n, B], doped less pristine [n, B], and what responses [n, K, B] look like among these."""
@@ -348,14 +345,13 @@ class ResponseNet(nn.Module):
             concentration=concentration * mask,
             presence=(presence + 2 * (significance - SIGNIFICANT)) * mask,
             log_error=log_error * mask,
-            foreign=self.whole(tokens[:, 0]).squeeze(1),
             unmixed=unmixed * mask,
             unexplained=unexplained.squeeze(1),
         )
 
 
-def loss(answer: Answer, concentration: Tensor, mask: Tensor, foreign: Tensor) -> Tensor:
-    """What training minimises, for true concentrations [n, K] (fractions) and whether something is ``foreign`` [n].
+def loss(answer: Answer, concentration: Tensor, mask: Tensor) -> Tensor:
+    """What training minimises, for true concentrations [n, K] (fractions).
 
     Squared errors of the answer and, less, of the least squares; errors of square roots, which count at low
     concentration, where detection matters; cross entropies of presence; and the likelihood of the errors.
@@ -371,5 +367,4 @@ def loss(answer: Answer, concentration: Tensor, mask: Tensor, foreign: Tensor) -
     likelihood = answer.log_error + error * torch.exp(-answer.log_error)  # Laplace
     terms = off**2 + 0.2 * functional.huber_loss(unmixed, torch.zeros_like(unmixed), reduction="none")
     terms = terms + roots**2 + 0.05 * present + 0.01 * likelihood
-    strange = functional.binary_cross_entropy_with_logits(answer.foreign, foreign.float())
-    return (terms * mask).sum() / count + 0.05 * strange
+    return (terms * mask).sum() / count

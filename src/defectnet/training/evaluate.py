@@ -51,7 +51,7 @@ class Network:
         if level not in self.checkpoint.intervals:
             return Estimate(told.concentration, told.concentration)
         width = self.checkpoint.intervals[level].width(told.error)
-        return Estimate(told.concentration, told.presence, width, told.foreign, told.unexplained)
+        return Estimate(told.concentration, told.presence, width, told.unexplained)
 
 
 def evaluate(
@@ -118,13 +118,14 @@ def evaluate(
                 table = _table(data.spectra, data.hosts, samples[test], known, answers)
                 frames.append(table.assign(split=kind, repeat=repeat, level=level))
                 for name, predictor in able.items():
+                    if (before := answers[name].unexplained) is None:
+                        continue
                     asked = seen(predictor.axis)[test]
                     of = {"split": kind, "model": name, "level": level, "host": samples.host[test]}
-                    if (before := answers[name].foreign) is not None:
-                        after = predictor.predict(replace(asked, candidates=without), responses, level).foreign
-                        score = {"hidden": 0.0, "foreign": before}, {"hidden": hidden, "foreign": after}
-                        suspicions += [pd.DataFrame(of | one) for one in score]
-                    if (before := answers[name].unexplained) is not None and strange is not None:
+                    after = predictor.predict(replace(asked, candidates=without), responses, level).unexplained
+                    score = {"hidden": 0.0, "unexplained": before}, {"hidden": hidden, "unexplained": after}
+                    suspicions += [pd.DataFrame(of | one) for one in score]
+                    if strange is not None:
                         told = _told_of(asked, seen(predictor.axis)[strange])
                         after = predictor.predict(told, responses, level).unexplained
                         score = {"wrong": False, "unexplained": before}, {"wrong": True, "unexplained": after}

@@ -48,7 +48,7 @@ from defectnet.training.recipes import (
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 5
+CHECKPOINT_FORMAT = 6
 SAVE_INTERVAL_s = 20.0
 """Least time between two saves of a state: a killed training loses no more than this and one epoch."""
 
@@ -110,7 +110,7 @@ class Checkpoint:
             return predict(self.models, samples, Hosts(responses), level)
         concentration = np.mean([model.predict(samples) for model in self.models], axis=0)
         nothing = np.full(concentration.shape, np.nan)
-        return Prediction(concentration, nothing, nothing, nothing[:, 0], nothing[:, 0])
+        return Prediction(concentration, nothing, nothing, nothing[:, 0])
 
 
 def train(

@@ -214,15 +214,15 @@ def score(
 def open_set(suspicions: pd.DataFrame) -> dict[str, Any]:
     """Does a model notice that a spectrum holds something that it is not asked about?
 
-    ``suspicions`` has one row per question: split, model, level, host, score ``foreign``, and concentration (fraction)
-    of the dopant that was ``hidden`` from the list, 0 where none was. By split, model and level: ``auroc`` between
-    questions without and with a hidden dopant, the same for ranges of its concentration ``at`` (at.%), ``n`` questions
-    and ``n_hosts``.
+    ``suspicions`` has one row per question: split, model, level, host, the share ``unexplained`` of the squares of the
+    doped - pristine difference, and concentration (fraction) of the dopant that was ``hidden`` from the list, 0 where
+    none was. By split, model and level: ``auroc`` between questions without and with a hidden dopant, the same for
+    ranges of its concentration ``at`` (at.%), ``n`` questions and ``n_hosts``.
     """
     found: dict[str, Any] = {}
     edges = (0, 0.5, 2, 5, np.inf)
     for (split, model, level), part in suspicions.groupby(["split", "model", "level"]):
-        hidden, score = 100 * part["hidden"].to_numpy(), part["foreign"].to_numpy()
+        hidden, score = 100 * part["hidden"].to_numpy(), part["unexplained"].to_numpy()
 
         def auroc(asked: np.ndarray, hidden: np.ndarray = hidden, score: np.ndarray = score) -> float:
             return float(roc_auc_score(hidden[asked] > 0, score[asked]))

@@ -202,7 +202,7 @@ class ResponseRecipe:
         )  # fmt: skip
         answer = self.model(disturbed(question, self.settings, self.zero, stream))
         off = (100 * (answer.concentration.detach() - present))[mask]
-        value = loss(answer, present, mask, hidden.any(dim=1)) + IMAGINED_WEIGHT * self._imagined(question, views)
+        value = loss(answer, present, mask) + IMAGINED_WEIGHT * self._imagined(question, views)
         return value, float((off**2).sum()), len(off)
 
     def _imagined(self, question: Question, views: np.ndarray) -> Tensor:
@@ -342,14 +342,12 @@ class Prediction:
     """What one or several networks say about n spectra.
 
     concentration, presence, error : [n, 56] fractions, probabilities, expected absolute errors as fractions
-    foreign                        : [n] probability of a dopant that is not asked about
     unexplained                    : [n] share of the squared doped - pristine difference that the responses leave
     """
 
     concentration: np.ndarray
     presence: np.ndarray
     error: np.ndarray
-    foreign: np.ndarray
     unexplained: np.ndarray
 
 
@@ -362,7 +360,7 @@ def predict(
     The candidates of ``samples`` are asked about; ``level`` is the best knowledge of responses that is used.
     """
     n, elements_max = samples.targets.shape
-    result = Prediction(*(np.zeros((n, elements_max), np.float32) for _ in range(3)), *np.zeros((2, n), np.float32))
+    result = Prediction(*(np.zeros((n, elements_max), np.float32) for _ in range(3)), np.zeros(n, np.float32))
     order = np.argsort(hosts.views(samples), kind="stable")
     for first in range(0, n, batch_size):
         index = order[first : first + batch_size]
@@ -379,8 +377,6 @@ def predict(
         elements = hosts.responses.elements[samples.host[index[row]], column]
         for name, values in told.items():
             getattr(result, name)[index[row], elements] = values.cpu().numpy()[row, column]
-        foreign = torch.stack([torch.sigmoid(answer.foreign) for answer in answers]).mean(dim=0)
-        result.foreign[index] = foreign.cpu().numpy()
         result.unexplained[index] = torch.stack([answer.unexplained for answer in answers]).mean(dim=0).cpu().numpy()
     return result
 
