@@ -358,6 +358,21 @@ def test_networks_that_disagree_expect_larger_errors(world):
     np.testing.assert_allclose(both.error[asked] ** 2, (mean**2 + spread**2)[asked], rtol=1e-3)
 
 
+def test_what_stays_unexplained_makes_errors_larger(world):
+    """Something that no response explains, half as large as all that doping changed."""
+    samples, responses = world
+    some = samples[np.flatnonzero(samples.targets.sum(axis=1) > 0)[:20]]
+    rng = np.random.default_rng(3)
+    change = some.doped - some.pristine
+    other = rng.normal(size=change.shape)
+    other *= 0.5 * np.linalg.norm(change, axis=1, keepdims=True) / np.linalg.norm(other, axis=1, keepdims=True)
+    model = ResponseNet(BINS).eval()
+    asked = (some, replace(some, doped=(some.doped + other).astype(np.float32)))
+    known, disturbed = (predict([model], one, Hosts(responses), "library") for one in asked)
+    assert np.all(disturbed.unexplained > known.unexplained)
+    assert np.all((disturbed.error > known.error)[some.candidates])
+
+
 @pytest.mark.parametrize("coverage", [0.5, 0.9])
 def test_intervals_cover_hosts_that_were_not_used(coverage):
     """Hosts differ in how wrong they are; over many hosts the share of truths inside is what was asked for."""

@@ -128,7 +128,7 @@ def candidate_properties(dopant: np.ndarray, replaced: np.ndarray, composition: 
     columns = [
         ratio, np.expm1(np.clip(-ratio, None, 2)), radius / 0.3, negativity, radius * negativity / 0.3,
         (new[..., 3] - old[..., 3]) / 2, (new[..., 5] - old[..., 5]) / 2,
-        np.log(new[..., 0] / 40), np.log(old[..., 0] / 40), np.log(mean_mass / 40),
+        np.log(new[..., 0] / 40), np.log(old[..., 0] / 40), np.log(np.where(mean_mass > 0, mean_mass, 40) / 40),
         new[..., 1] - 1.3, new[..., 2] - 2, (new[..., 4] - 9) / 6, 2 * share - 1,
     ]  # fmt: skip
     return np.where(dopant[..., None] >= 0, np.stack(columns, axis=-1), 0).astype(np.float32)
@@ -283,7 +283,7 @@ class ResponseNet(nn.Module):
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
         self.judge = nn.TransformerEncoder(layer, blocks, enable_nested_tensor=False)
         self.head = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4 * 2 * len(LEVELS))
+            nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 4 * len(LEVELS))
         )
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
@@ -334,11 +334,10 @@ class ResponseNet(nn.Module):
         tokens = torch.cat([whole[:, None], tokens], dim=1)
         hidden = functional.pad(~mask, (1, 0))
         tokens = self.judge(tokens, src_key_padding_mask=hidden)
-        # What is known, and whether the spectra were measured, decide how far the least squares can be trusted.
-        heads = self.head(tokens[:, 1:]).unflatten(-1, (2 * len(LEVELS), 4))
-        case = known + len(LEVELS) * (question.noise > 0)[:, None]
-        of_case = case[..., None, None].expand(-1, -1, 1, 4)
-        gate, amount, presence, log_error = heads.gather(2, of_case).squeeze(2).unbind(dim=-1)
+        # What is known decides how far the least squares can be trusted.
+        heads = self.head(tokens[:, 1:]).unflatten(-1, (len(LEVELS), 4))
+        of_level = known[..., None, None].expand(-1, -1, 1, 4)
+        gate, amount, presence, log_error = heads.gather(2, of_level).squeeze(2).unbind(dim=-1)
         # Both start as the least squares; the second term can add what that misses.
         concentration = 2 * torch.sigmoid(gate) * unmixed + 0.02 * functional.softplus(amount - 6)
         return Answer(

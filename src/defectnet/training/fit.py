@@ -48,7 +48,7 @@ from defectnet.training.recipes import (
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 6
+CHECKPOINT_FORMAT = 7
 SAVE_INTERVAL_s = 20.0
 """Least time between two saves of a state: a killed training loses no more than this and one epoch."""
 

@@ -357,6 +357,9 @@ def predict(
 ) -> Prediction:
     """Mean answer of networks that were trained alike; what they disagree about adds to the error.
 
+    So does what they leave unexplained of the doped - pristine difference: its share in the norm, times the total
+    concentration that explains the rest. Networks expect errors like those of the spectra that they have seen most of,
+    superposed ones, and this grows where a crystal is not a superposition of its dopants.
     The candidates of ``samples`` are asked about; ``level`` is the best knowledge of responses that is used.
     """
     n, elements_max = samples.targets.shape
@@ -368,16 +371,18 @@ def predict(
         answers = [model(question) for model in models]
         amounts = torch.stack([answer.concentration for answer in answers])
         errors = torch.stack([torch.exp(answer.log_error) / 100 for answer in answers])
+        unexplained = torch.stack([answer.unexplained for answer in answers]).mean(dim=0)
+        doubt = unexplained.sqrt() * (amounts.mean(dim=0) * question.mask).sum(dim=1)
         told = {
             "concentration": amounts.mean(dim=0),
             "presence": torch.stack([torch.sigmoid(answer.presence) for answer in answers]).mean(dim=0),
-            "error": (errors.mean(dim=0) ** 2 + amounts.var(dim=0, correction=0)).sqrt(),
+            "error": (errors.mean(dim=0) ** 2 + amounts.var(dim=0, correction=0)).sqrt() + doubt[:, None],
         }
         row, column = np.nonzero(question.mask.cpu().numpy())
         elements = hosts.responses.elements[samples.host[index[row]], column]
         for name, values in told.items():
             getattr(result, name)[index[row], elements] = values.cpu().numpy()[row, column]
-        result.unexplained[index] = torch.stack([answer.unexplained for answer in answers]).mean(dim=0).cpu().numpy()
+        result.unexplained[index] = unexplained.cpu().numpy()
     return result
 
 
@@ -424,7 +429,8 @@ def interval_of(prediction: Prediction, samples: Samples, coverage: float) -> In
     wrong together (Lei et al., J. Am. Stat. Assoc. 113, 1094 (2018)). The samples must be of hosts that training has
     not seen; with h hosts the quantile is taken at ``coverage`` (h + 1) / h. Where some are of relaxed crystals, only
     these count: they are what is measured, and networks know spectra made of responses better. Of
-    :data:`ERROR_FLOORS` the one is taken with which intervals are narrowest on average.
+    :data:`ERROR_FLOORS` the one is taken with which intervals are narrowest in the geometric mean, in which those that
+    could be narrow count as much as those that cannot.
     """
     judged = samples.relaxed if samples.relaxed.any() else np.ones(len(samples), bool)
     row, element = np.nonzero(samples.candidates & judged[:, None])
@@ -441,4 +447,4 @@ def interval_of(prediction: Prediction, samples: Samples, coverage: float) -> In
         reached = np.searchsorted(np.cumsum(weights[order]), wanted - 1e-9)
         return Interval(float(scores[order][min(reached, len(scores) - 1)]), floor)
 
-    return min(map(with_floor, ERROR_FLOORS), key=lambda one: float(weights @ one.width(error)))
+    return min(map(with_floor, ERROR_FLOORS), key=lambda one: float(weights @ np.log(one.width(error))))
