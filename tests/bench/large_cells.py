@@ -141,11 +141,13 @@ def main() -> None:
         unseen = {data.hosts.id[host] for host in samples.host[parts == PARTS.index("test")]}
         if options.config:
             extend(FILE, options.config, unseen, options.minutes)
-        rows = [row for row in read(FILE) if row["host"] in unseen and row.get("displacement_max_A", 9) < LEFT_SITE_A]
+        rows = [row for row in read(FILE) if row["host"] in unseen and row["fidelity"] != "failed"]
         training = samples[np.flatnonzero(parts == PARTS.index("train"))]
         models = {name: Network(one) for name, one in networks.items()}
         models |= {name: BASELINES[name](training, responses) for name in ("gls", "nnls", "mean")}
-        print(f"{len(rows)} spectra of {len({row['host'] for row in rows})} hosts whose atoms stayed at their sites")
+        stayed = sum(row["displacement_max_A"] < LEFT_SITE_A for row in rows)
+        hosts = len({row["host"] for row in rows})
+        print(f"{len(rows)} spectra of {hosts} hosts; in {stayed} all atoms stayed at their sites")
         for name, model in models.items():
             asked = samples_of(rows, data, model.axis)
             for level in model.levels:
