@@ -27,7 +27,7 @@ from defectnet.dataset.schema import Dataset
 from defectnet.hosts.sheet import read_sheet
 from defectnet.layout import Layout
 from defectnet.models.baselines import BASELINE_AXIS, GeneralisedLeastSquares
-from defectnet.phonons.modes import diagonalise
+from defectnet.phonons.modes import Modes, diagonalise
 from defectnet.phonons.pdos import spectrum
 from defectnet.phonons.superposition import Superposition
 from defectnet.progress import track
@@ -66,11 +66,15 @@ def elsewhere(plan: Plan, symbols: Sequence[str], rng: np.random.Generator) -> P
     return Plan(tuple(sorted(site_of)), tuple(site_of[site] for site in sorted(site_of)))
 
 
-def superposed(wide: Superposition, plan: Plan, data: Dataset) -> np.ndarray:
-    """Intensity [B] of a superposed arrangement, as :func:`load_samples` gives it."""
-    found = wide(plan)
-    modes = diagonalise(found.hessian, found.atoms.get_masses(), list(found.atoms.symbols))
+def on_grid(modes: Modes, data: Dataset) -> np.ndarray:
+    """Intensity [B] of modes on the dataset's own grid, as :func:`load_samples` gives it."""
     return spectrum(modes, data.edges_meV, data.settings) * np.diff(data.edges_meV) * (len(data.edges_meV) - 1)
+
+
+def superposed(wide: Superposition, plan: Plan, data: Dataset) -> np.ndarray:
+    """Intensity [B] of a superposed arrangement."""
+    found = wide(plan)
+    return on_grid(diagonalise(found.hessian, found.atoms.get_masses(), list(found.atoms.symbols)), data)
 
 
 def main() -> None:

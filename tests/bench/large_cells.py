@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from arrangements import grounds
+from arrangements import grounds, on_grid
 from sklearn.metrics import average_precision_score
 
 from defectnet.batches.phonons import Ground
@@ -34,7 +34,6 @@ from defectnet.layout import Layout
 from defectnet.models.baselines import BASELINE_AXIS, BASELINES
 from defectnet.phonons.doped import doped_phonons
 from defectnet.phonons.modes import Modes, diagonalise
-from defectnet.phonons.pdos import spectrum
 from defectnet.records import RecordStore
 from defectnet.relaxation import relax_doped
 from defectnet.seeds import generator
@@ -46,30 +45,28 @@ from defectnet.training.metrics import LEFT_SITE_A
 FILE = Path("results/bench/large_cells.jsonl")
 REFERENCE = Path("data/reference")
 CONCENTRATION_MAX = 0.05
-PER_HOST = 1
 
 
-def compute(job: Job, plan: HostPlan, ground: Ground, number: int) -> dict[str, Any] | None:
-    """Arrangement ``number`` of a host, relaxed, with its modes; None where the relaxation does not converge."""
+def compute(job: Job, plan: HostPlan, ground: Ground) -> dict[str, Any] | None:
+    """An arrangement of a host, relaxed, with its modes; None where the relaxation does not converge."""
     config, wide = job.config, ground.wide
     symbols = list(wide.folding.atoms.symbols)
     settings = config.supercells.model_copy(update={"concentration_max": CONCENTRATION_MAX})
-    rng = generator(config.run.seed, plan.host_id, "large cells", str(number))
+    rng = generator(config.run.seed, plan.host_id, "large cells", "0")  # of any number, the first
     drawn = plan_substitutions(symbols, ground.library.candidates(plan), settings, rng)
     guess = wide(drawn)
-    sites = apply(drawn, wide.folding.atoms)
     model = job.potential.model
-    relaxed = relax_doped(sites, model, config.relaxation, guess.displacements, guess.hessian)
+    relaxed = relax_doped(
+        apply(drawn, wide.folding.atoms), model, config.relaxation, guess.displacements, guess.hessian
+    )
     if not relaxed.quality["converged"]:
         return None
     per_pass = config.potential.atoms_per_pass
     found = doped_phonons(relaxed.atoms, model, config.relaxation, config.phonons, per_pass, None, 0, rng)
-    moved = relaxed.atoms.positions - sites.positions
-    moved -= moved.mean(axis=0)
     return {
-        "atoms": len(sites),
+        "atoms": len(symbols),
         "fidelity": found.fidelity,
-        "displacement_max_A": round(float(np.linalg.norm(moved, axis=1).max()), 4),
+        "displacement_max_A": round(relaxed.quality["displacement_max_A"], 4),
         "concentrations": drawn.concentrations(len(symbols)),
         "energies_meV": np.round(found.modes.energies_meV.astype(float), 3).tolist(),
     }
@@ -80,21 +77,19 @@ def extend(path: Path, config_path: Path, hosts: set[str], minutes: float) -> No
     config = load_config(config_path)
     job = Job.of(config, RecordStore(Layout.of(config).records))
     began = time.monotonic()
-    done = {(row["host"], row["number"]) for row in read(path)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    for number in range(PER_HOST):
-        for plan, ground in grounds(config, hosts):
-            if (plan.host_id, number) in done or time.monotonic() - began > 60 * minutes:
-                continue
-            started = time.monotonic()
-            small = ground.library.superpose
-            atoms = small.folding.atoms
-            host = diagonalise(small.hessian, atoms.get_masses(), list(atoms.symbols))
-            row = {"host": plan.host_id, "number": number, "highest_meV": float(host.energies_meV.max())}
-            found = compute(job, plan, ground, number)
-            with path.open("a") as file:
-                file.write(json.dumps(row | (found or {"fidelity": "failed"})) + "\n")
-            print(f"{plan.host_id} {number}: {time.monotonic() - started:.0f} s", flush=True)
+    for plan, ground in grounds(config, hosts - {row["host"] for row in read(path)}):
+        if time.monotonic() - began > 60 * minutes:
+            break
+        started = time.monotonic()
+        small = ground.library.superpose
+        atoms = small.folding.atoms
+        host = diagonalise(small.hessian, atoms.get_masses(), list(atoms.symbols))
+        row = {"host": plan.host_id, "highest_meV": float(host.energies_meV.max())}
+        found = compute(job, plan, ground)
+        with path.open("a") as file:
+            file.write(json.dumps(row | (found or {"fidelity": "failed"})) + "\n")
+        print(f"{plan.host_id}: {time.monotonic() - started:.0f} s", flush=True)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -117,8 +112,7 @@ def samples_of(rows: Sequence[dict[str, Any]], data: Dataset, axis: Axis) -> Sam
             edges = np.linspace(0, row["highest_meV"], axis.bins + 1)
             doped[number] = intensity(modes, edges, axis, data.settings)
         else:
-            widths = np.diff(data.edges_meV) * (len(data.edges_meV) - 1)
-            doped[number] = spectrum(modes, data.edges_meV, data.settings) * widths
+            doped[number] = on_grid(modes, data)
         for element, amount in row["concentrations"].items():
             targets[number, index_of(element)] = amount
     everything = np.ones(len(rows), bool)
@@ -148,8 +142,9 @@ def main() -> None:
         stayed = sum(row["displacement_max_A"] < LEFT_SITE_A for row in rows)
         hosts = len({row["host"] for row in rows})
         print(f"{len(rows)} spectra of {hosts} hosts; in {stayed} all atoms stayed at their sites")
+        on_axis = {axis: samples_of(rows, data, axis) for axis in {model.axis for model in models.values()}}
         for name, model in models.items():
-            asked = samples_of(rows, data, model.axis)
+            asked = on_axis[model.axis]
             for level in model.levels:
                 told = model.predict(asked, responses, level)
                 off = 100 * (told.concentrations - asked.targets)[asked.candidates]

@@ -209,13 +209,14 @@ def test_presence_is_less_certain_where_there_is_noise(world):
 
 
 def test_properties_tell_candidates_apart():
-    found = candidate_properties(DOPANTS[None], np.full((1, 5), SILICON), np.eye(56, dtype=np.float32)[[SILICON]])
+    composition = np.eye(56, dtype=np.float32)[[SILICON]]
+    found = candidate_properties(DOPANTS[None], np.full((1, 5), SILICON), composition)
     assert found.shape == (1, 5, PROPERTIES) and np.isfinite(found).all() and np.abs(found).max() < 5
     distances = np.linalg.norm(found[0][:, None] - found[0][None], axis=-1)
     assert distances[~np.eye(5, dtype=bool)].min() > 0.1
     # Mass ratio of boron in silicon.
     assert found[0, 0, 0] == pytest.approx(np.log(10.81 / 28.085), abs=1e-3)
-    assert (candidate_properties(np.array([[-1]]), np.array([[-1]]), np.zeros((1, 56))) == 0).all()
+    assert (candidate_properties(np.array([[-1]]), np.array([[-1]]), composition) == 0).all()
 
 
 def test_blur_keeps_areas_and_adds_variances():

@@ -128,7 +128,7 @@ def candidate_properties(dopant: np.ndarray, replaced: np.ndarray, composition: 
     columns = [
         ratio, np.expm1(np.clip(-ratio, None, 2)), radius / 0.3, negativity, radius * negativity / 0.3,
         (new[..., 3] - old[..., 3]) / 2, (new[..., 5] - old[..., 5]) / 2,
-        np.log(new[..., 0] / 40), np.log(old[..., 0] / 40), np.log(np.where(mean_mass > 0, mean_mass, 40) / 40),
+        np.log(new[..., 0] / 40), np.log(old[..., 0] / 40), np.log(mean_mass / 40),
         new[..., 1] - 1.3, new[..., 2] - 2, (new[..., 4] - 9) / 6, 2 * share - 1,
     ]  # fmt: skip
     return np.where(dopant[..., None] >= 0, np.stack(columns, axis=-1), 0).astype(np.float32)

@@ -372,9 +372,10 @@ def predict(
         amounts = torch.stack([answer.concentration for answer in answers])
         errors = torch.stack([torch.exp(answer.log_error) / 100 for answer in answers])
         unexplained = torch.stack([answer.unexplained for answer in answers]).mean(dim=0)
-        doubt = unexplained.sqrt() * (amounts.mean(dim=0) * question.mask).sum(dim=1)
+        amount = amounts.mean(dim=0)
+        doubt = unexplained.sqrt() * amount.sum(dim=1)
         told = {
-            "concentration": amounts.mean(dim=0),
+            "concentration": amount,
             "presence": torch.stack([torch.sigmoid(answer.presence) for answer in answers]).mean(dim=0),
             "error": (errors.mean(dim=0) ** 2 + amounts.var(dim=0, correction=0)).sqrt() + doubt[:, None],
         }
