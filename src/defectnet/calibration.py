@@ -164,7 +164,8 @@ def _kind(header: Mapping[str, Any]) -> tuple[str, int]:
     if "spectra" in header:
         return "spectra", 0
     if stage == "library":
-        return "defect", quality["relax_evaluations"] + quality["displacements"] + 1
+        of_hessian = quality["displacements"] + 1 if "displacements" in quality else 0
+        return "defect", quality["relax_evaluations"] + of_hessian
     if "fidelity" not in header:
         return "relax_host" if item == PRISTINE else "relax", quality["relax_evaluations"]
     if item == PRISTINE:

@@ -293,12 +293,23 @@ class Superposition(Block):
         description="Single defects that move an atom farther fail, before their force constants are computed: what "
         "leaves its site is no substitutional dopant, and low symmetry is expensive; null: none does.",
     )
+    force_constants: bool = Field(
+        True,
+        description="false: single defects are relaxed and no more, a tenth of the work. Enough for "
+        "relaxation.start: superposed and to train on by `defectnet definet train`, not for spectra.",
+    )
     error_max: float = Field(
         0.25,
         gt=0,
         description="Largest expected error of superposed spectra, as a share of the doped-pristine signal; where a "
         "host's comparison tells of more, its concentration_max is halved until it holds.",
     )
+
+    @model_validator(mode="after")
+    def _superposable(self) -> Superposition:
+        if self.superposed_per_host and not self.force_constants:
+            raise ValueError("force_constants: false leaves nothing to superpose; set superposed_per_host to 0 as well")
+        return self
 
 
 class Spectra(Block):
@@ -403,8 +414,9 @@ class Config(Block):
     @property
     def needs_library(self) -> bool:
         """Whether any stage makes use of single defects."""
-        probed = self.supercells.cells_per_host > self.phonons.direct_per_host
-        return self.superposition.superposed_per_host > 0 or self.relaxation.start == "superposed" or probed
+        settings = self.superposition
+        probed = settings.force_constants and self.supercells.cells_per_host > self.phonons.direct_per_host
+        return settings.superposed_per_host > 0 or self.relaxation.start == "superposed" or probed
 
 
 def parse_config(values: dict[str, Any], source: str) -> Config:

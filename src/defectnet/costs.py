@@ -237,7 +237,7 @@ def terms(kind: str, size: Size, config: Config, needed: float = 0.0) -> tuple[f
     return {
         "relax_host": (size.n_primitive,),
         "phonons_host": (n * ways * sum(directions(orbit) for _, orbit in size.orbits),),
-        "defect": (n, n * ways * displaced_of_defect(n, needed)),
+        "defect": (n, n * ways * displaced_of_defect(n, needed) * config.superposition.force_constants),
         "relax": (n,),
         "direct": (n * n * ways * needed / 2.0,),
         "probed": (2.0 * n * min(config.phonons.probes_max, 1.5 * n),),
@@ -335,7 +335,7 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
         of_phonons.append(work("phonons_host", size.n_wide / size.n_sites))
     # Besides those that are asked for, every single substitution has two: of its mass only and of the whole defect.
     singles = sum(count for _, count in size.defects)
-    responses = singles * (2 if config.needs_library else 1)
+    responses = singles * (2 if config.needs_library and settings.force_constants else 1)
     spectra = settings.superposed_per_host + settings.mass_only_per_host + responses
     probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [

@@ -62,10 +62,10 @@ def screen(
                     continue
                 quality = store.read("library", host, entry.key).header["quality"]
                 moved.append(quality["displacement_max_A"])
-                lowest.append(quality["energy_lowest_meV"])
+                lowest.append(quality.get("energy_lowest_meV", float("nan")))  # none without force constants
                 if not quality["converged"]:
                     problems.append("not converged")
-                if quality["imaginary_modes"]:
+                if quality.get("imaginary_modes"):
                     problems.append("unstable")
                 if moved[-1] > displacement_max_A:
                     problems.append(f"moves an atom by more than {displacement_max_A:g} Å")

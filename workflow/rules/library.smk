@@ -19,7 +19,9 @@ rule library:
         potential=POTENTIAL,
         relaxation=CONFIG.relaxation.model_dump_json(exclude={"doped_cell", "start", "definet"}),
         phonons=CONFIG.phonons.model_dump_json(include=PHONONS_OF_HOST),
-        superposition=CONFIG.superposition.model_dump_json(include={"tolerance_eV_per_A2", "displacement_max_A"}),
+        superposition=CONFIG.superposition.model_dump_json(
+            include={"tolerance_eV_per_A2", "displacement_max_A", "force_constants"}
+        ),
     message:
         "Single defects of {wildcards.batch} with {CONFIG.potential.name} {CONFIG.potential.model}"
     shell:

@@ -29,7 +29,8 @@ def library_batch(
 
     The pristine hosts that they are compared with are computed first, as records of stages ``relax`` and ``phonons``.
     Arrays of a record: those of a relaxation, and the fields of :class:`~defectnet.phonons.superposition.Defect` with
-    ``first``, ``second`` and ``blocks`` for ΔH; addresses in 16, the rest in 32 bits.
+    ``first``, ``second`` and ``blocks`` for ΔH, none with ``superposition.force_constants: false``; addresses in 16,
+    the rest in 32 bits.
     """
     job = Job.of(config, store)
     entries = []
@@ -53,6 +54,8 @@ def _defect(job: Job, pristine: Entry, host: Superposition, site: int, dopant: s
     config = job.config
     tolerance, farthest = config.superposition.tolerance_eV_per_A2, config.superposition.displacement_max_A
     limit = {} if farthest is None else {"displacement_max": farthest}
+    if not config.superposition.force_constants:
+        limit["force_constants"] = False
     key = digest(
         stage="library",
         physics=PHYSICS_VERSION,
@@ -78,6 +81,7 @@ def _defect(job: Job, pristine: Entry, host: Superposition, site: int, dopant: s
             config.potential.atoms_per_pass,
             checkpoint,
             farthest,
+            config.superposition.force_constants,
         )
         record = relaxation_record(job, found.start, found.relaxed)
         defect = found.defect

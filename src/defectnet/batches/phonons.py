@@ -104,6 +104,8 @@ class Ground:
         if not pristine.done or (wide is not None and not wide.done):
             return cls()
         stable = pristine.header["quality"]["imaginary_modes"] == 0
+        if not job.config.superposition.force_constants:
+            library = ()  # good for relaxations, not for spectra
         read = read_library(job.store, relaxed, pristine, plan, library)
         if wide is None:
             return cls(stable, read, read.superpose, key)

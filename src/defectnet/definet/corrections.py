@@ -60,9 +60,8 @@ class KnownSite:
         atom, _, hop = folding.nearest(positions - positions[origin])
         lattice = folding.lattice[atom] - folding.lattice[origin] + hop
         addresses = np.column_stack([folding.parent[atom], lattice])
-        nowhere = np.zeros((0, 4), int)
-        nothing = Blocks(nowhere, nowhere, np.zeros((0, 3, 3)))
-        return Defect(self.site, _symbol(number), addresses, missed[atom] / np.bincount(atom)[atom, None], nothing)
+        shared = missed[atom] / np.bincount(atom)[atom, None]
+        return Defect(self.site, _symbol(number), addresses, shared, Blocks.none())
 
     def fits(self, lattice: Superposition, site: int) -> bool:
         """Whether it is about that site of a host."""

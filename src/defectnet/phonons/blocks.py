@@ -26,6 +26,11 @@ class Blocks:
     second: np.ndarray
     values: np.ndarray
 
+    @classmethod
+    def none(cls) -> Blocks:
+        """Nothing acts between any atoms."""
+        return cls(np.zeros((0, 4), int), np.zeros((0, 4), int), np.zeros((0, 3, 3)))
+
     def __len__(self) -> int:
         return len(self.values)
 

@@ -16,7 +16,7 @@ from ase import Atoms
 
 from defectnet.config import Phonons, Relaxation
 from defectnet.dopants import Candidate
-from defectnet.phonons.blocks import cut_out, fold, put_back, unfold
+from defectnet.phonons.blocks import Blocks, cut_out, fold, put_back, unfold
 from defectnet.phonons.crystal import Folding, space_group
 from defectnet.phonons.hessian import ONE_CELL, reference_phonons
 from defectnet.phonons.superposition import Defect
@@ -56,10 +56,12 @@ def single_defect(
     atoms_per_pass: int | Literal["auto"],
     checkpoint: Path | None = None,
     displacement_max_A: float | None = None,
+    force_constants: bool = True,
 ) -> SingleDefect:
     """Relax one substitution in the supercell ``folding`` and find its ΔH to ``host_hessian`` [3N, 3N] in eV/Å².
 
-    ``checkpoint`` is that of :func:`~defectnet.phonons.hessian.evaluate_forces`.
+    ``checkpoint`` is that of :func:`~defectnet.phonons.hessian.evaluate_forces`. Without ``force_constants`` it is only
+    relaxed, and ΔH has no blocks.
     Raises :class:`PhysicsError` as relaxation and Hessian do, and where an atom moves by more than
     ``displacement_max_A``.
     """
@@ -67,15 +69,18 @@ def single_defect(
     (origin,) = plan.sites
     start, kept = apply(plan, folding.atoms), plan.occupied(n_sites)
     relaxed = relax_defect(start, model, relaxation, cut_out(host_hessian, kept), displacement_max_A)
-    result = reference_phonons(relaxed.atoms, ONE_CELL, model, phonons, atoms_per_pass, checkpoint)
-    change = put_back(result.hessian.matrix, kept, n_sites) - host_hessian
-    blocks = unfold(folding, origin, change, tolerance_eV_per_A2)
-    recovered = np.zeros_like(change)
-    fold(blocks, folding, recovered)
-    dropped = float(np.linalg.norm(recovered - change) / np.linalg.norm(change))
+    blocks, quality = Blocks.none(), relaxed.quality
+    if force_constants:
+        result = reference_phonons(relaxed.atoms, ONE_CELL, model, phonons, atoms_per_pass, checkpoint)
+        change = put_back(result.hessian.matrix, kept, n_sites) - host_hessian
+        blocks = unfold(folding, origin, change, tolerance_eV_per_A2)
+        recovered = np.zeros_like(change)
+        fold(blocks, folding, recovered)
+        dropped = float(np.linalg.norm(recovered - change) / np.linalg.norm(change))
+        quality = quality | result.quality | {"blocks_dropped": dropped}
     moved = relaxed.atoms.positions - start.positions
     displacements = np.zeros((n_sites, 3))
     displacements[kept] = moved - moved.mean(axis=0)
     addresses = np.column_stack([folding.parent, folding.lattice - folding.lattice[origin]])
     defect = Defect(site, dopant, addresses, displacements, blocks)
-    return SingleDefect(defect, start, relaxed, relaxed.quality | result.quality | {"blocks_dropped": dropped})
+    return SingleDefect(defect, start, relaxed, quality)
