@@ -216,10 +216,10 @@ class Relaxation(Block):
     )
     host_cell: bool = Field(True, description="Relax the lattice of the pristine host as well as its positions.")
     doped_cell: bool = Field(False, description="Relax the lattice of doped supercells (off: dilute limit).")
-    start: Literal["unrelaxed", "superposed", "definet"] = Field(
+    start: Literal["unrelaxed", "harmonic", "superposed", "definet"] = Field(
         "superposed",
-        description="Where doped supercells start: at the host's sites, or displaced as the single defects predict, or "
-        "as a network does (`defectnet definet train`).",
+        description="Where doped supercells start: at the host's sites; there, with the host's force constants for the "
+        "first steps; displaced as the single defects predict; or as a network does (`defectnet definet train`).",
     )
     definet: str | None = Field(
         None, description="Checkpoint of the network of start: definet; models/definet/checkpoint.pt knows SevenNet-0."

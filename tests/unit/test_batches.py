@@ -617,6 +617,28 @@ def test_library_holds_every_single_defect(complete, arranged, model):
         assert np.linalg.norm(superposed.hessian - exact) < 0.01 * np.linalg.norm(exact)
 
 
+def test_library_without_force_constants(complete, two, arranged, cheap, tmp_path):
+    """Single defects go where those of the whole library go, relaxations may start there, spectra need no library."""
+    bare = changed(cheap, superposition={"force_constants": False, "superposed_per_host": 0})
+    run = all_stages(two, arranged, bare, RecordStore(tmp_path / "records"))
+    for whole, entry in zip(complete.library, run.library, strict=True):
+        assert (entry.item, entry.status) == (whole.item, "done")
+        assert entry.key != whole.key
+        record = run.of("library", entry.host, entry.item)
+        np.testing.assert_array_equal(
+            record.arrays["displacements"], complete.of("library", entry.host, entry.item).arrays["displacements"]
+        )
+        assert len(record.arrays["blocks"]) == 0
+        assert "imaginary_modes" not in record.header["quality"]
+    for item in ITEMS[1:]:
+        assert "warm" in run.of("relax", "NaCl", item).header["quality"]
+        assert run.of("phonons", "NaCl", item).header["fidelity"] == "direct"
+    responses = run.of("superposed", "NaCl", RESPONSES)
+    assert set(responses.header["fidelities"]) == {"mass_only"}
+    with pytest.raises(InputError, match="superposed_per_host to 0"):
+        changed(cheap, superposition={"force_constants": False})
+
+
 def test_second_call_of_all_stages_computes_nothing(copied_run, two, arranged, cheap, evaluated, monkeypatch):
     before = {path: path.read_bytes() for path in copied_run.store.root.rglob("*.h5")}
     monkeypatch.setattr("defectnet.potentials.load", lambda settings: pytest.fail("loaded"))
@@ -725,6 +747,24 @@ def test_unrelaxed_start_ignores_the_library(finished, copied_run, two, plans, c
     unrelaxed = changed(config, relaxation={"start": "unrelaxed"})
     assert relax_batch(two, plans, unrelaxed, store, copied_run.library) == finished[1]
     assert evaluated == []
+
+
+def test_force_constants_of_the_host_save_evaluations(finished, two, plans, config, tmp_path):
+    """To the same minimum, from the same sites, without any single defects."""
+    store = copy_records(finished[0], tmp_path / "records")
+
+    def qualities(start):
+        entries = relax_batch(two[:1], plans, changed(config, relaxation={"start": start}), store)
+        doped = [entry for entry in entries if entry.item != PRISTINE]
+        assert doped
+        return {entry.key for entry in doped}, [store.read("relax", e.host, e.key).header["quality"] for e in doped]
+
+    (cold_keys, cold), (keys, harmonic) = qualities("unrelaxed"), qualities("harmonic")
+    assert cold_keys.isdisjoint(keys)
+    for before, after in zip(cold, harmonic, strict=True):
+        assert after["converged"] == 1
+        assert after["energy_eV_per_atom"] == pytest.approx(before["energy_eV_per_atom"], abs=1e-5)
+    assert sum(q["relax_evaluations"] for q in harmonic) < sum(q["relax_evaluations"] for q in cold)
 
 
 def broadened(record, config):

@@ -32,6 +32,26 @@ class Start(Protocol):
 
 
 @dataclass(frozen=True)
+class HarmonicStart:
+    """At the sites of the host, with its force constants: the first step is where a harmonic crystal would go.
+
+    host: the undoped supercell and its force constants
+    key : what these are identified by
+    """
+
+    host: Superposition
+    key: str
+
+    def digest(self, plan: Plan) -> str:
+        """The same for every arrangement."""
+        return self.key
+
+    def guess(self, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`Start`."""
+        return np.zeros((len(plan.occupied(len(self.host.folding))), 3)), self.host.unchanged(plan)
+
+
+@dataclass(frozen=True)
 class OneStepStart:
     """Positions by a network that relaxes in one step, with the force constants of the host.
 
@@ -71,8 +91,10 @@ def start_of(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, libra
         return None
     if settings.start == "superposed":
         return read_library(job.store, relaxed, pristine, plan, library)
+    host = Superposition(structure_of(relaxed), plan.matrix, force_constants_of(pristine), [])
+    if settings.start == "harmonic":
+        return HarmonicStart(host, digest(phonons=entry.key))
     from defectnet.definet.fit import load_trained  # torch
 
     path = Path(settings.definet)
-    host = Superposition(structure_of(relaxed), plan.matrix, force_constants_of(pristine), [])
     return OneStepStart(load_trained(path), host, digest(network=file_digest(path), phonons=entry.key))

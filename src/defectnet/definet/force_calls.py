@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 
-from defectnet.batches.starts import OneStepStart
+from defectnet.batches.starts import HarmonicStart, OneStepStart
 from defectnet.batches.worker import Job
 from defectnet.config import load_config
 from defectnet.definet.fit import Trained, load_trained
@@ -104,7 +104,7 @@ def _cell(trained: Trained, host: FinishedHost, item: str) -> tuple[Atoms, dict[
     unrelaxed = apply(plan, host.lattice.folding.atoms)
     guesses = {
         "cold": (),
-        "hessian": (np.zeros_like(unrelaxed.positions), host.lattice.unchanged(plan)),
+        "hessian": HarmonicStart(host.lattice, "").guess(plan),
         "warm": OneStepStart(trained, host.lattice, "").guess(plan),
     }
     if len(plan.sites) > 1 and host.library.digest(plan):  # of a single defect, it is the answer
