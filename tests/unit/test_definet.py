@@ -21,6 +21,7 @@ from defectnet.check import check_definet
 from defectnet.cli import app
 from defectnet.config import load_config, parse_config
 from defectnet.definet import fit
+from defectnet.definet.archive import read_pairs, write_pairs
 from defectnet.definet.baselines import RadiusScaling
 from defectnet.definet.evaluate import evaluate
 from defectnet.definet.fit import Settings, coordinate_mae, load_trained, train
@@ -169,6 +170,33 @@ def test_superposition_of_one_defect_is_its_relaxation(run):
         assert left < 0.5 * coordinate_mae(np.zeros_like(pair.superposed), pair)
         if pair.defects.sum() == 1:
             assert left < 2e-3
+
+
+def test_collected_pairs_are_those_of_the_run(run, tmp_path):
+    """What is read back, with the force constants of the hosts, is what the records say, but for single precision."""
+    pairs = pairs_of_runs([run])
+    write_pairs(tmp_path / "pairs.h5", pairs)
+    again = read_pairs(tmp_path / "pairs.h5")
+    assert [(pair.id, pair.host, pair.stays) for pair in again] == [(pair.id, pair.host, pair.stays) for pair in pairs]
+    assert any(pair.superposed is not None for pair in again)
+    for pair, other in zip(pairs, again, strict=True):
+        for name in ("numbers", "host_numbers"):
+            np.testing.assert_array_equal(getattr(other, name), getattr(pair, name))
+        for name in ("positions", "cell", "displacements"):
+            np.testing.assert_allclose(getattr(other, name), getattr(pair, name), atol=1e-5)
+        assert (pair.superposed is None) == (other.superposed is None)
+        np.testing.assert_allclose(other.lattice.hessian, pair.lattice.hessian, atol=1e-5)
+    assert len({id(pair.lattice) for pair in again}) == len({id(pair.lattice) for pair in pairs})
+
+
+def test_other_files_are_no_collected_pairs(pairs, tmp_path):
+    with pytest.raises(InputError, match="definet collect"):
+        read_pairs(tmp_path / "none.h5")
+    (tmp_path / "bad.h5").write_bytes(b"no relaxations")
+    with pytest.raises(RecordError, match="definet collect"):
+        read_pairs(tmp_path / "bad.h5")
+    with pytest.raises(InputError, match="force constants"):
+        write_pairs(tmp_path / "springs.h5", pairs)
 
 
 def test_a_run_without_relaxations_is_refused(tmp_path):
@@ -362,6 +390,36 @@ def test_answers_of_several_networks_are_averaged(pairs, trained):
     assert expected == pytest.approx((error + other) / 2)
 
 
+def test_each_of_several_networks_leaves_dopants_out(pairs, monkeypatch, tmp_path):
+    """Every dopant of every host is unknown to one network, whose answer tells what is missed of it."""
+    seen, told = [], {}
+
+    def optimise(model, training, *_):
+        seen.append({pair.id for pair in training.pairs})
+        return {"weights": model.state_dict(), "epoch": 1, "history": []}
+
+    def answer(models, graph):
+        return np.full((len(graph.numbers), 3), float(len(models))), np.ones(len(graph.numbers))
+
+    def remember(cls, some, predicted):
+        told.update({pair.id: len(found) and found[0, 0] for pair, found in zip(some, predicted, strict=True)})
+        return cls()
+
+    monkeypatch.setattr(fit, "_optimise", optimise)
+    monkeypatch.setattr(fit, "predict_moves", answer)
+    monkeypatch.setattr(fit.Corrections, "fit", classmethod(remember))
+    trained = load_trained(train(pairs, replace(SMALL, members=3), tmp_path))
+    training = set(trained.parts["train"])
+    for name in training:
+        assert [name in some for some in seen].count(False) == 1
+        assert told[name] == 1
+    for host in {name.partition("/")[0] for name in training}:
+        assert all(any(name.startswith(host) for name in some) for some in seen)
+    train(pairs, replace(SMALL, members=2), tmp_path / "two")
+    assert seen[3] == seen[4] == training
+    assert set(told.values()) == {2}
+
+
 def test_training_stops_when_nothing_gets_better(pairs, tmp_path):
     settings = replace(SMALL, scalars=4, vectors=4, members=1, learning_rate=0.0, averaging=0.0, patience=2, epochs=9)
     train(pairs[:12], settings, tmp_path)
@@ -514,11 +572,12 @@ def test_the_commands_work_together(run, tmp_path):
         result = CliRunner().invoke(app, ["definet", *map(str, arguments)])
         assert result.exit_code == 0, result.output + str(result.exception)
 
-    with pytest.raises(AssertionError, match="either --config"):
+    with pytest.raises(AssertionError, match="one of --config"):
         command("train", "--output", tmp_path)
     data, checkpoint = ("--config", run), tmp_path / "checkpoint.pt"
+    command("collect", *data, "--output", tmp_path / "pairs.h5")
     command("train", *data, "--output", tmp_path, "--scalars", 8, "--vectors", 4, "--layers", 1, "--epochs", 2)
-    command("evaluate", checkpoint, *data, "--output", tmp_path / "metrics.json")
+    command("evaluate", checkpoint, "--relaxations", tmp_path / "pairs.h5", "--output", tmp_path / "metrics.json")
     row = json.loads((tmp_path / "metrics.json").read_text())["rows"][0]
     assert (row["split"], row["defects"]) == ("dopant", "all")
     table = tmp_path / "force_calls.csv"

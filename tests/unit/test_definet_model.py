@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from defectnet.definet.graphs import SOFTEST_eV_PER_A2, batch, crystal_graph, green_function
+from defectnet.definet.graphs import Harmonic, SOFTEST_eV_PER_A2, batch, crystal_graph, green_function
 from defectnet.errors import InputError
 from defectnet.models.definet import HEAVIEST, PERFECT, SUBSTITUTED, VACANT, DefiNet, loss
 
@@ -73,9 +73,13 @@ def springs(crystal, reach_A=4.0):
 
 
 def graph_of(crystal, model):
-    green = torch.from_numpy(green_function(springs(crystal)))
     return crystal_graph(
-        crystal.numbers, crystal.host_numbers, crystal.positions, crystal.cell, model.config["cutoff_A"], green
+        crystal.numbers,
+        crystal.host_numbers,
+        crystal.positions,
+        crystal.cell,
+        model.config["cutoff_A"],
+        Harmonic.of(springs(crystal)),
     )
 
 

@@ -24,22 +24,41 @@ Configs = Annotated[
     list[Path] | None,
     typer.Option("--config", help="Configuration of a run with relaxed cells; may be given several times."),
 ]
+Relaxations = Annotated[Path | None, typer.Option(help="File of `defectnet definet collect` instead.")]
 Published = Annotated[Path | None, typer.Option(help="Folder of the published two-dimensional structures instead.")]
 
 
-def _pairs(config: list[Path] | None, published: Path | None, superpose: bool) -> list[Pair]:
+def _pairs(
+    config: list[Path] | None, relaxations: Path | None, published: Path | None, superpose: bool = False
+) -> list[Pair]:
+    from defectnet.definet.archive import read_pairs
     from defectnet.definet.pairs import pairs_of_runs
     from defectnet.definet.published import published_pairs
 
-    if (config is None) == (published is None):
-        raise InputError("give either --config, of one or several runs, or --published")
+    if [config, relaxations, published].count(None) != 2:
+        raise InputError("give one of --config (of one or several runs), --relaxations and --published")
+    if relaxations is not None:
+        return read_pairs(relaxations)
     return pairs_of_runs(config, superpose=superpose) if config is not None else published_pairs(published)
+
+
+@app.command()
+def collect(
+    config: Configs,
+    output: Annotated[Path, typer.Option(help="File to write (HDF5).")],
+) -> None:
+    """Put the relaxations of finished runs and the force constants of their hosts into one file."""
+    from defectnet.definet.archive import write_pairs
+
+    write_pairs(output, _pairs(config, None, None, superpose=True))
+    log.info("wrote %s, %.1f MB", output, output.stat().st_size / 1e6)
 
 
 @app.command()
 def train(
     output: Annotated[Path, typer.Option(help="Folder for checkpoint.pt and history.csv.")],
     config: Configs = None,
+    relaxations: Relaxations = None,
     published: Published = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training pairs, at most.")] = 30,
     scalars: Annotated[int, typer.Option(min=1, help="Scalar channels.")] = 64,
@@ -65,7 +84,7 @@ def train(
             scalars=scalars, vectors=vectors, layers=layers, radial=radial, cutoff_A=cutoff, members=members,
             epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, patience=patience, seed=seed,
         )  # fmt: skip
-        log.info("wrote %s", fit(_pairs(config, published, superpose=False), settings, output))
+        log.info("wrote %s", fit(_pairs(config, relaxations, published), settings, output))
 
 
 @app.command()
@@ -73,6 +92,7 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="checkpoint.pt of a trained network.")],
     output: Annotated[Path, typer.Option(help="File to write, metrics.json for example.")],
     config: Configs = None,
+    relaxations: Relaxations = None,
     published: Published = None,
     force_calls: Annotated[
         Path | None, typer.Option(help="Table of `defectnet definet count-forces`, to be summed up as well.")
@@ -84,7 +104,8 @@ def evaluate(
     from defectnet.definet.force_calls import read_counts
 
     counts = read_counts(force_calls) if force_calls else {}
-    rows = score(load_trained(model), _pairs(config, published, superpose=True), output, counts)
+    pairs = _pairs(config, relaxations, published, superpose=True)
+    rows = score(load_trained(model), pairs, output, counts)
     columns = (
         "split",
         "pairs",
@@ -119,7 +140,7 @@ def count_forces(
     with stops_in_time(minutes):
         from defectnet.definet.force_calls import count
 
-        count(model, _pairs(config, None, superpose=False), config, cells, output)
+        count(model, _pairs(config, None, None), config, cells, output)
         log.info("wrote %s", output)
 
 

@@ -35,8 +35,10 @@ from defectnet.training.checkpoints import load, load_state, reason, reproducibl
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 GRADIENT_MAX = 1.0
+NO_FOLD = -1
+"""Of a pair that all networks see."""
 HISTORY_COLUMNS = ("network", "epoch", "train_loss", "validation_coordinate_mae_A", "seconds")
 
 
@@ -44,7 +46,8 @@ HISTORY_COLUMNS = ("network", "epoch", "train_loss", "validation_coordinate_mae_
 class Settings:
     """How to train. Sizes are those of :class:`~defectnet.models.definet.DefiNet`.
 
-    members       : networks that are trained alike; their answers are averaged
+    members       : networks whose answers are averaged; of three or more, each leaves out its share of the dopants of
+                    every host, which says what networks miss of dopants that they have not seen
     batch_size    : cells per step
     farthest_A    : cells in which an atom moves farther are not learned from; they end in one of many minima
     averaging     : the weights that are kept are exponential means over about 1 / (1 - averaging) steps
@@ -116,17 +119,20 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
     training, validation = (
         Samples.of([pairs[k] for k in parts[name]], settings.cutoff_A, device) for name in ("train", "validation")
     )
+    folds = _folds(training.pairs, settings)
     states = [output / f"last-{member}.pt" for member in range(settings.members)]
     models, bests = [], []
     for member, state in enumerate(states):
         with reproducible(_seed(settings, f"network {member}")):
             model = settings.network().to(device)
-            best = _optimise(model, training, validation, settings, state, about | {"member": member})
+            seen = training.some(np.flatnonzero(folds != member))
+            best = _optimise(model, seen, validation, settings, state, about | {"member": member})
             model.load_state_dict(best["weights"])
         models.append(model.eval())
         bests.append(best)
     moves = [predict_moves(models, graph) for graph in validation.graphs]
-    known = [predict_moves(models, graph)[0] for graph in training.graphs]
+    strangers = [models if fold == NO_FOLD else models[fold : fold + 1] for fold in folds]
+    known = [predict_moves(some, graph)[0] for some, graph in zip(strangers, training.graphs, strict=True)]
     ratios = [
         np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
         for (found, error), pair in zip(moves, validation.pairs, strict=True)
@@ -163,6 +169,11 @@ class Samples:
         graphs = [graph_of(pair, cutoff_A, torch.float32).to(device) for pair in track(pairs, "neighbours")]
         displacements = [torch.tensor(pair.displacements, dtype=torch.float32, device=device) for pair in pairs]
         return cls(pairs, graphs, displacements)
+
+    def some(self, index: np.ndarray) -> Samples:
+        """Those of the given indices."""
+        parts = (self.pairs, self.graphs, self.displacements)
+        return Samples(*([part[k] for k in index] for part in parts))
 
     def batches(self, size: int, stream: torch.Generator) -> Iterator[tuple[Crystals, Tensor]]:
         """All pairs in random order, ``size`` at a time."""
@@ -252,6 +263,26 @@ def _rate(done: float) -> float:
 def _average(averaged: DefiNet, model: DefiNet, kept: float) -> None:
     for mean, value in zip(averaged.parameters(), model.parameters(), strict=True):
         mean.lerp_(value, 1 - kept)
+
+
+def _folds(pairs: Sequence[Pair], settings: Settings) -> np.ndarray:
+    """[P] the network that does not see a training pair, or :data:`NO_FOLD`.
+
+    With three networks or more, each leaves out its share of the dopants of every host, as what a network misses of
+    those that it has seen says little about others. Only cells that hold nothing else are left out.
+    """
+    if settings.members < 3:
+        return np.full(len(pairs), NO_FOLD)
+    species: dict[str, set[str]] = {}
+    for pair in pairs:
+        species.setdefault(pair.host, set()).update(pair.species)
+    fold = {
+        (host, dopant): number % settings.members
+        for host, dopants in species.items()
+        for number, dopant in enumerate(generator(settings.seed, "definet", "folds", host).permutation(sorted(dopants)))
+    }
+    left_out = [{fold[pair.host, dopant] for dopant in pair.species} for pair in pairs]
+    return np.array([some.pop() if len(some) == 1 else NO_FOLD for some in left_out])
 
 
 def _seed(settings: Settings, purpose: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -35,16 +35,31 @@ def green_function(hessian: np.ndarray) -> np.ndarray:
     return (blocks - blocks.mean(axis=2, keepdims=True)).reshape(green.shape)
 
 
-@lru_cache(maxsize=256)
-def green_of(lattice: Superposition, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """:func:`green_function` of a host's supercell, remembered."""
-    return torch.tensor(green_function(lattice.hessian), dtype=dtype)
+@dataclass(frozen=True)
+class Harmonic:
+    """What the network is told of the n sites of a host's supercell; fields as in :class:`Crystals`."""
+
+    green: torch.Tensor
+    stiffness: torch.Tensor
+
+    @classmethod
+    def of(cls, hessian: np.ndarray, dtype: torch.dtype = torch.float64) -> Harmonic:
+        """From its Hessian [3n, 3n] in eV/Å²."""
+        n = len(hessian) // 3
+        own = hessian.reshape(n, 3, n, 3)[np.arange(n), :, np.arange(n)]
+        return cls(torch.tensor(green_function(hessian), dtype=dtype), torch.tensor(own, dtype=dtype))
+
+
+@lru_cache(maxsize=1024)
+def harmonic_of(lattice: Superposition, dtype: torch.dtype = torch.float64) -> Harmonic:
+    """That of a host, remembered."""
+    return Harmonic.of(lattice.hessian, dtype)
 
 
 def graph_of(pair: Pair, cutoff_A: float, dtype: torch.dtype = torch.float64) -> Crystals:
-    """The unrelaxed cell of a pair, with the Green's function of its host where its force constants are known."""
-    graph = crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, cutoff_A).to(dtype)
-    return graph if pair.lattice is None else replace(graph, green=(green_of(pair.lattice, dtype),))
+    """The unrelaxed cell of a pair, with the force constants of its host where these are known."""
+    harmonic = None if pair.lattice is None else harmonic_of(pair.lattice, dtype)
+    return crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, cutoff_A, harmonic).to(dtype)
 
 
 def crystal_graph(
@@ -53,13 +68,15 @@ def crystal_graph(
     positions: np.ndarray,
     cell: np.ndarray,
     cutoff_A: float,
-    green: torch.Tensor | None = None,
+    harmonic: Harmonic | None = None,
 ) -> Crystals:
     """One cell as a radius graph, all images within ``cutoff_A`` included; the three directions are periodic.
 
     Parameters: ``numbers`` and ``host_numbers`` [N], see :class:`Crystals`; ``positions`` [N, 3] and ``cell`` [3, 3] in
-    Å, one vector per row; :func:`green_function` of the host, if known. Raises :class:`InputError` for shapes that do
-    not fit, elements that have no properties, a flat cell, or two sites in one place.
+    Å, one vector per row; :class:`Harmonic` of the host's supercell, if known.
+
+    Raises :class:`InputError` for shapes that do not fit, elements that have no properties, a flat cell, or two sites
+    in one place.
     """
     numbers, host_numbers = np.asarray(numbers), np.asarray(host_numbers)
     n = len(numbers)
@@ -87,7 +104,8 @@ def crystal_graph(
         source=torch.from_numpy(source.astype(np.int64)),
         vectors=torch.from_numpy(vectors.astype(np.float64)),
         crystal=torch.zeros(n, dtype=torch.int64),
-        green=(torch.zeros(0, 0, dtype=torch.float64) if green is None else green,),
+        green=(torch.zeros(0, 0, dtype=torch.float64) if harmonic is None else harmonic.green,),
+        stiffness=torch.zeros(n, 3, 3, dtype=torch.float64) if harmonic is None else harmonic.stiffness,
     )
 
 
@@ -108,6 +126,7 @@ def batch(graphs: Sequence[Crystals]) -> Crystals:
         target=joined("target", sites),
         source=joined("source", sites),
         vectors=joined("vectors"),
+        stiffness=joined("stiffness"),
         crystal=joined("crystal", cells),
         green=tuple(one for graph in graphs for one in graph.green),
     )

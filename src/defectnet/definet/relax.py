@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.geometry import get_distances
 
 from defectnet.definet.fit import Trained, predict_moves
-from defectnet.definet.graphs import crystal_graph, green_of
+from defectnet.definet.graphs import crystal_graph, harmonic_of
 from defectnet.errors import InputError
 from defectnet.models.definet import NOTHING
 from defectnet.phonons.superposition import Superposition
@@ -49,8 +49,8 @@ def relax_in_one_step(
     if not atoms.pbc.all():
         raise InputError(f"{atoms.symbols}: not periodic in all directions; set its cell and pbc=True")
     cutoff_A = trained.models[0].config["cutoff_A"]
-    green = None if lattice is None else green_of(lattice, dtype)
-    graph = crystal_graph(atoms.numbers, host_numbers, atoms.positions, atoms.cell.array, cutoff_A, green)
+    harmonic = None if lattice is None else harmonic_of(lattice, dtype)
+    graph = crystal_graph(atoms.numbers, host_numbers, atoms.positions, atoms.cell.array, cutoff_A, harmonic)
     displacements, error = predict_moves([model.to(dtype) for model in trained.models], graph.to(dtype))
     if lattice is not None:
         displacements += trained.corrections(lattice, atoms.numbers)

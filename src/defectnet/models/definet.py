@@ -10,7 +10,8 @@ vacant; a vacancy stays in the graph as a ghost node) that gates the messages. W
   crystal, with coefficients that depend on everything else. So a perfect crystal does not move, exactly.
 - Where the host's force constants are known, the network also says Kanzaki forces, those that would displace the
   perfect harmonic crystal as the defects do, and the lattice Green's function says where these carry the atoms. So what
-  is soft in a host, and how far a disturbance reaches there, need not be learned.
+  is soft in a host, and how far a disturbance reaches there, need not be learned. A misfit pushes the harder, the
+  stiffer a site is along the bond, which the force constants say as well.
 - Nothing else is pooled over the cell: the answer does not depend on which cell describes the crystal.
 - Every atom's expected error is predicted as well.
 """
@@ -43,8 +44,11 @@ NEIGHBOURS = 30.0
 LEARNED = 8
 """Length of the vector that is learned of each element."""
 
+STIFF_eV_PER_A2 = 20.0
+"""A typical stiffness of a site."""
+
 HIDDEN = 0.1
-"""How often training hides that of an element, or the Green's function of a host."""
+"""How often training hides that of an element, or the force constants of a host."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Crystals:
     crystal               : [N] the cell of each site; cells are contiguous
     green                 : S times [3n, 3n] in Å²/eV, the Green's function of the host's lattice at the n sites of a
                             cell, or [0, 0] where it is not known
+    stiffness             : [N, 3, 3] in eV/Å², force constants of each site of the host with itself, or 0
     """
 
     numbers: Tensor
@@ -66,6 +71,7 @@ class Crystals:
     vectors: Tensor
     crystal: Tensor
     green: tuple[Tensor, ...]
+    stiffness: Tensor
 
     @property
     def markers(self) -> Tensor:
@@ -74,11 +80,11 @@ class Crystals:
         return torch.where(self.numbers == NOTHING, VACANT, changed)
 
     def to(self, *args: torch.device | torch.dtype) -> Crystals:
-        """On another device; a floating-point type applies to the vectors and Green's functions alone."""
+        """On another device; a floating-point type applies to vectors, Green's functions and stiffness alone."""
         green = tuple(one.to(*args) for one in self.green)
         moved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "green"}
         for arg in args:
-            names = ("vectors",) if isinstance(arg, torch.dtype) else moved
+            names = ("vectors", "stiffness") if isinstance(arg, torch.dtype) else moved
             moved |= {name: moved[name].to(arg) for name in names}
         return replace(self, **moved, green=green)
 
@@ -128,7 +134,10 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class Edges(nn.Module):
-    """What a message depends on besides the nodes: [E, 2 radial] of distance, and of distance over the sum of radii."""
+    """What a message depends on besides the nodes.
+
+    [E, 2 radial + 2]: functions of distance, of distance over the sum of radii, and how stiff either end is along it.
+    """
 
     def __init__(self, radial: int, cutoff_A: float) -> None:
         super().__init__()
@@ -136,14 +145,19 @@ class Edges(nn.Module):
         self.register_buffer("radii", torch.tensor(covalent_radii[: HEAVIEST + 1], dtype=torch.float32))
         self.radii[NOTHING] = 0.0
 
-    def forward(self, crystals: Crystals) -> tuple[Tensor, Tensor]:
-        """Radial functions, which vanish smoothly at the cutoff, and unit vectors [E, 3]."""
+    def forward(self, crystals: Crystals, stiffness: Tensor) -> tuple[Tensor, Tensor]:
+        """These functions, which vanish smoothly at the cutoff, and unit vectors [E, 3]."""
         length = crystals.vectors.norm(dim=1, keepdim=True)
         radii = self.radii[crystals.numbers]
         contact = (radii[crystals.target] + radii[crystals.source])[:, None].clamp(min=0.5)
         envelope = 0.5 * (1 + torch.cos(torch.pi * (length / self.cutoff_A).clamp(max=1)))
-        functions = [self._gaussians(length, 1.0, self.cutoff_A), self._gaussians(length / contact, 0.6, 2.6)]
-        return torch.cat(functions, dim=1) * envelope, crystals.vectors / length
+        unit = crystals.vectors / length
+        along = [
+            torch.einsum("ei,eij,ej->e", unit, stiffness.index_select(0, end), unit)[:, None] / STIFF_eV_PER_A2
+            for end in (crystals.target, crystals.source)
+        ]
+        functions = [self._gaussians(length, 1.0, self.cutoff_A), self._gaussians(length / contact, 0.6, 2.6), *along]
+        return torch.cat(functions, dim=1) * envelope, unit
 
     def _gaussians(self, values: Tensor, first: float, last: float) -> Tensor:
         centres = torch.linspace(first, last, self.radial, dtype=values.dtype, device=values.device)
@@ -164,7 +178,7 @@ class Layer(nn.Module):
         self.of_target = _mlp(scalars + vectors, scalars, scalars + 2 * vectors)
         self.gate_source = _gate(sum(self.widths))
         self.gate_target = _gate(scalars + 2 * vectors)
-        self.filters = nn.Linear(2 * radial, sum(self.widths), bias=False)
+        self.filters = nn.Linear(2 * radial + 2, sum(self.widths), bias=False)
         self.turn = nn.Linear(vectors, 2 * vectors, bias=False)
         self.update = _mlp(scalars + 2 * vectors, scalars, scalars + 4 * vectors)
 
@@ -217,7 +231,7 @@ class DefiNet(nn.Module):
     """The network: C = ``scalars``, D = ``vectors``.
 
     An element is described by its properties and by what is ``learned`` of it, a vector that training hides at times,
-    so that elements which it never saw (they have zeros) are no surprise; the same with Green's functions.
+    so that elements which it never saw (they have zeros) are no surprise; the same with force constants.
     The published network has 512 channels of both kinds, 4 layers, 128 radial functions, and a cutoff of 6 Å.
     """
 
@@ -231,7 +245,7 @@ class DefiNet(nn.Module):
         self.register_buffer("elements", torch.tensor(ELEMENTS, dtype=torch.float32))
         self.learned = nn.Parameter(torch.zeros(HEAVIEST + 1, LEARNED))
         properties = self.elements.shape[1] + LEARNED + 1
-        self.describe = _mlp(2 * properties + 4, scalars, scalars)
+        self.describe = _mlp(2 * properties + 5, scalars, scalars)
         self.disturb = _mlp(properties, scalars, vectors)
         self.edges = Edges(radial, cutoff_A)
         self.layers = nn.ModuleList(Layer(scalars, vectors, radial) for _ in range(layers))
@@ -245,12 +259,14 @@ class DefiNet(nn.Module):
         told = functional.one_hot(markers, 3).to(self.elements.dtype)
         green = [one if self._shown(1) else one[:0, :0] for one in crystals.green]
         harmonic = told.new_tensor([float(len(one) > 0) for one in green])[crystals.crystal, None]
+        stiffness = crystals.stiffness * harmonic[:, :, None]
+        mean = stiffness.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True) / STIFF_eV_PER_A2
         properties = self._properties()
         held, held_by_host = (properties[numbers] for numbers in (crystals.numbers, crystals.host_numbers))
-        scalars = self.describe(torch.cat([held, held_by_host, told, harmonic], dim=1))
+        scalars = self.describe(torch.cat([held, held_by_host, told, harmonic, mean], dim=1))
         disturbance = self.disturb(held) - self.disturb(held_by_host)
         vectors = disturbance.new_zeros((len(markers), 3, disturbance.shape[1]))
-        radial, unit = self.edges(crystals)
+        radial, unit = self.edges(crystals, stiffness)
         state = scalars, disturbance, vectors
         for layer in self.layers:
             state = layer(state, crystals, radial, unit)
