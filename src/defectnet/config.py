@@ -418,6 +418,12 @@ class Config(Block):
         probed = settings.force_constants and self.supercells.cells_per_host > self.phonons.direct_per_host
         return settings.superposed_per_host > 0 or self.relaxation.start == "superposed" or probed
 
+    @property
+    def needs_hosts_phonons(self) -> bool:
+        """Whether a stage before ``phonons`` makes use of the force constants of hosts, and so computes them."""
+        early = self.relaxation.start in ("harmonic", "definet") or self.phonons.unstable_hosts == "skip"
+        return early or self.needs_library
+
 
 def parse_config(values: dict[str, Any], source: str) -> Config:
     """Validate a nested mapping; ``source`` names its origin in messages.

@@ -46,6 +46,22 @@ def test_running_again_does_nothing(finished):
     assert "Nothing to be done" in finished.snakemake()
 
 
+def test_a_network_is_trained_on_relaxations_alone(tmp_path):
+    """Neither force constants of doped cells nor spectra are computed for it."""
+    bare = {"force_constants": False, "superposed_per_host": 0}
+    run = campaign(tmp_path, "LiF", "MgO", "NaCl", "CaO", superposition=bare, dopants={"n_type": 2, "p_type": 2})
+    run.snakemake("--cores", "2", "definet")
+    assert {path.name for path in (run.results / "definet").glob("*.*")} >= {
+        "checkpoint.pt", "force_calls.csv", "history.csv", "metrics.json", "relaxations.h5",
+    }  # fmt: skip
+    rows = json.loads((run.results / "definet" / "metrics.json").read_text())["rows"]
+    assert {row["split"] for row in rows} == {"dopant", "host"}
+    assert any(row.get("force_calls_warm") for row in rows)
+    for host in ("LiF", "MgO", "NaCl", "CaO"):
+        assert len(run.records("phonons", host)) == 1  # the host's own
+    assert run.planned("--cores", "2", "definet") == {}
+
+
 def test_finished_data_and_networks_are_evaluated_without_hosts_and_training(finished, tmp_path):
     given = {
         "results": "again",

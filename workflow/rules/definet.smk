@@ -9,11 +9,32 @@ rule definet:
         LAYOUT.definet / "metrics.json",
 
 
-rule definet_train:
+rule definet_collect:
     input:
         of_all_batches("supercells"),
         of_all_batches("library"),
         of_all_batches("relax"),
+        [] if CONFIG.needs_hosts_phonons else of_all_batches("phonons"),
+    output:
+        LAYOUT.definet / "relaxations.h5",
+    log:
+        log_of("definet_collect"),
+    benchmark:
+        benchmark_of("definet_collect")
+    conda:
+        MAIN_ENV
+    params:
+        defectnet=defectnet,
+        config=config_file,
+    message:
+        "Put all relaxations into one file"
+    shell:
+        "{params.defectnet} definet collect --config {params.config} --output {output} > {log} 2>&1"
+
+
+rule definet_train:
+    input:
+        LAYOUT.definet / "relaxations.h5",
     output:
         checkpoint=LAYOUT.definet / "checkpoint.pt",
         history=LAYOUT.definet / "history.csv",
@@ -25,18 +46,17 @@ rule definet_train:
         MAIN_ENV
     params:
         defectnet=defectnet,
-        config=config_file,
         limits=limits,
         folder=LAYOUT.definet,
     message:
         "Train a network on the relaxations"
     shell:
-        "{params.defectnet} definet train --config {params.config} --output {params.folder}{params.limits} > {log} 2>&1"
+        "{params.defectnet} definet train --relaxations {input} --output {params.folder}{params.limits} > {log} 2>&1"
 
 
 rule definet_count_forces:
     input:
-        of_all_batches("phonons"),
+        LAYOUT.definet / "relaxations.h5",
         checkpoint=LAYOUT.definet / "checkpoint.pt",
     output:
         LAYOUT.definet / "force_calls.csv",
@@ -59,7 +79,7 @@ rule definet_count_forces:
 
 rule definet_evaluate:
     input:
-        of_all_batches("phonons"),
+        relaxations=LAYOUT.definet / "relaxations.h5",
         checkpoint=LAYOUT.definet / "checkpoint.pt",
         force_calls=LAYOUT.definet / "force_calls.csv",
     output:
@@ -72,9 +92,8 @@ rule definet_evaluate:
         MAIN_ENV
     params:
         defectnet=defectnet,
-        config=config_file,
     message:
         "Score the network on relaxations that it has not seen"
     shell:
-        "{params.defectnet} definet evaluate {input.checkpoint} --config {params.config}"
+        "{params.defectnet} definet evaluate {input.checkpoint} --relaxations {input.relaxations}"
         " --force-calls {input.force_calls} --output {output} > {log} 2>&1"
