@@ -415,8 +415,9 @@ class Config(Block):
     def needs_library(self) -> bool:
         """Whether any stage makes use of single defects."""
         settings = self.superposition
-        probed = settings.force_constants and self.supercells.cells_per_host > self.phonons.direct_per_host
-        return settings.superposed_per_host > 0 or self.relaxation.start == "superposed" or probed
+        probed = self.supercells.cells_per_host > self.phonons.direct_per_host
+        asked_for = settings.superposed_per_host > 0 or not settings.force_constants
+        return asked_for or self.relaxation.start == "superposed" or probed
 
     @property
     def needs_hosts_phonons(self) -> bool:

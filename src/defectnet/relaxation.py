@@ -37,13 +37,14 @@ CONTACT_SHARE = 0.4
 class Relaxed:
     """A relaxed structure, the forces [N, 3] left on it in eV/Å, and how it got there.
 
-    ``quality`` names: converged (0 or 1), relax_steps, relax_evaluations, residual_force_eV_per_A,
-    energy_eV_per_atom, volume_change (fraction), at fixed lattice displacement_max_A, and warm (whether a guess of the
-    displacements was of use) where there was one.
+    ``start_forces`` [N, 3] are those before, or None where the relaxation began elsewhere. ``quality`` names: converged
+    (0 or 1), relax_steps, relax_evaluations, residual_force_eV_per_A, energy_eV_per_atom, volume_change (fraction), at
+    fixed lattice displacement_max_A, and warm (whether a guess of the displacements was of use) where there was one.
     """
 
     atoms: Atoms
     forces: np.ndarray
+    start_forces: np.ndarray | None
     quality: dict[str, float]
 
 
@@ -128,6 +129,7 @@ def _relax(
     with warnings.catch_warnings(action="ignore"):  # the cell filter takes a matrix logarithm on every step
         converged = False
         energy_of_start = atoms.get_potential_energy()
+        start_forces = atoms.get_forces(apply_constraint=False) if _at_rest(displacements) else None
         for converged in optimizer.irun(fmax=settings.fmax_eV_per_A, steps=settings.steps_max):  # noqa: B007
             _require_intact(atoms, start, optimizer.nsteps)
             if displacement_max_A is not None and (moved := _displacement_max(atoms, start)) > displacement_max_A:
@@ -160,7 +162,11 @@ def _relax(
     if not relax_cell:  # with a moving lattice a displacement in Å has no meaning of its own
         quality["displacement_max_A"] = _displacement_max(atoms, start)
     relaxed = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=True)
-    return Relaxed(relaxed, forces, quality)
+    return Relaxed(relaxed, forces, start_forces, quality)
+
+
+def _at_rest(displacements: np.ndarray | None) -> bool:
+    return displacements is None or not np.any(displacements)
 
 
 def _displacement_max(atoms: Atoms, start: Atoms) -> float:

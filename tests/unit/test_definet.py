@@ -35,6 +35,7 @@ from defectnet.dopants import recommend
 from defectnet.errors import InputError, RecordError
 from defectnet.layout import Layout
 from defectnet.phonons.superposition import Superposition
+from defectnet.potentials import LazyModel
 from defectnet.records import RecordStore, write_manifest
 from defectnet.supercells import Plan, plan_host, read_plans
 
@@ -115,6 +116,7 @@ def test_pairs_of_a_run_start_at_the_sites_of_the_host(run):
     assert len(pairs) == len(singles) + 4
     assert {"small/NaCl/Li@Na0", "small/NaCl/doped-0"} <= {pair.id for pair in pairs}
     for pair in pairs:
+        assert (pair.forces is None) == (pair not in singles)  # superposed starts are elsewhere
         host = Atoms(pair.host_numbers, pair.positions, cell=pair.cell, pbc=True)
         nearest = np.sort(host.get_all_distances(mic=True), axis=1)[:, 1:7]
         assert np.allclose(nearest, nearest[0, 0], atol=1e-6)  # a rock salt
@@ -179,14 +181,24 @@ def test_collected_pairs_are_those_of_the_run(run, tmp_path):
     again = read_pairs(tmp_path / "pairs.h5")
     assert [(pair.id, pair.host, pair.stays) for pair in again] == [(pair.id, pair.host, pair.stays) for pair in pairs]
     assert any(pair.superposed is not None for pair in again)
+    assert any(pair.forces is not None for pair in again)
     for pair, other in zip(pairs, again, strict=True):
         for name in ("numbers", "host_numbers"):
             np.testing.assert_array_equal(getattr(other, name), getattr(pair, name))
         for name in ("positions", "cell", "displacements"):
             np.testing.assert_allclose(getattr(other, name), getattr(pair, name), atol=1e-5)
-        assert (pair.superposed is None) == (other.superposed is None)
+        for name in ("superposed", "forces"):
+            assert (getattr(pair, name) is None) == (getattr(other, name) is None)
         np.testing.assert_allclose(other.lattice.hessian, pair.lattice.hessian, atol=1e-5)
     assert len({id(pair.lattice) for pair in again}) == len({id(pair.lattice) for pair in pairs})
+
+
+def test_forces_of_pairs_are_those_on_the_unrelaxed_cell(run, config):
+    model = LazyModel(config.potential).model
+    for pair in pairs_of_runs([run]):
+        if pair.forces is not None:
+            found = model.evaluate([Atoms(pair.numbers, pair.positions, cell=pair.cell, pbc=True)]).forces[0]
+            np.testing.assert_allclose(pair.forces, found, atol=1e-6)
 
 
 def test_other_files_are_no_collected_pairs(pairs, tmp_path):
@@ -544,9 +556,9 @@ def test_relaxations_start_where_the_network_says(run, hosts, tmp_path):
     assert relaxed(start="definet", definet=str(checkpoint)) == warm
 
 
-def test_a_start_by_the_network_leaves_vacancies_out(trained):
-    primitive = bulk("NaCl", "rocksalt", a=5.64)
-    start = OneStepStart(trained, Superposition(primitive, 2 * np.eye(3, dtype=int), np.zeros((2, 16, 3, 3)), []), "")
+def test_a_start_by_the_network_leaves_vacancies_out(trained, config):
+    host = Superposition(bulk("NaCl", "rocksalt", a=5.64), 2 * np.eye(3, dtype=int), np.zeros((2, 16, 3, 3)), [])
+    start = OneStepStart(trained, host, LazyModel(config.potential), "")
     with_vacancy, hessian = start.guess(Plan((0, 4), ("Vac", "K")))
     assert with_vacancy.shape == (15, 3)
     assert hessian.shape == (45, 45)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from defectnet.definet.graphs import Harmonic, SOFTEST_eV_PER_A2, batch, crystal_graph, green_function
+from defectnet.definet.graphs import SOFTEST_eV_PER_A2, batch, crystal_graph, green_function
 from defectnet.errors import InputError
 from defectnet.models.definet import HEAVIEST, PERFECT, SUBSTITUTED, VACANT, DefiNet, loss
 
@@ -53,7 +53,9 @@ def network():
         model.learned += torch.randn_like(model.learned)
         for gate in (module for module in model.modules() if isinstance(module, torch.nn.Embedding)):
             gate.weight += 0.3 * torch.randn_like(gate.weight)
-        moves = moved(model, rock_salt({0: K, 5: BR, 10: LI, 3: X}, shift=0.1), torch.float32)
+        crystal = rock_salt({0: K, 5: BR, 10: LI, 3: X}, shift=0.1)
+        guess = (green_function(springs(crystal)) @ pushes(crystal).ravel()).reshape(-1, 3)
+        moves = moved(model, crystal, torch.float32) - guess  # what it says of its own
         for last in (model.move[-1], model.push[-1]):
             last.weight *= 0.3 / np.abs(moves).max()
             last.bias *= 0.3 / np.abs(moves).max()
@@ -72,6 +74,17 @@ def springs(crystal, reach_A=4.0):
     return blocks.transpose(0, 2, 1, 3).reshape(3 * len(blocks), -1) + np.eye(3 * len(blocks))
 
 
+def pushes(crystal, reach_A=4.0):
+    """Forces [N, 3] in eV/Å away from what was replaced, by the difference of atomic numbers."""
+    i, j, vectors = neighbor_list("ijD", Atoms(crystal.host_numbers, crystal.positions, cell=crystal.cell, pbc=True),
+                                  reach_A)  # fmt: skip
+    lengths = np.linalg.norm(vectors, axis=1)[:, None]
+    misfit = (crystal.numbers - crystal.host_numbers)[j, None] / 20
+    forces = np.zeros_like(crystal.positions)
+    np.add.at(forces, i, -misfit * (1 - lengths / reach_A) ** 2 * vectors / lengths)
+    return forces * (crystal.numbers != X)[:, None]
+
+
 def graph_of(crystal, model):
     return crystal_graph(
         crystal.numbers,
@@ -79,7 +92,8 @@ def graph_of(crystal, model):
         crystal.positions,
         crystal.cell,
         model.config["cutoff_A"],
-        Harmonic.of(springs(crystal)),
+        torch.from_numpy(green_function(springs(crystal))),
+        pushes(crystal),
     )
 
 

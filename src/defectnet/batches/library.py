@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -103,6 +104,7 @@ def _defect(job: Job, pristine: Entry, host: Superposition, site: int, dopant: s
 class Library:
     """A host with its finished single defects, and the key of each record by (site, dopant)."""
 
+    evaluations: ClassVar[int] = 0
     superpose: Superposition
     keys: Mapping[tuple[int, str], str]
 

@@ -29,7 +29,8 @@ def relax_batch(
     Doped supercells start where ``relaxation.start`` says: displaced as the single defects of ``library`` predict,
     where all that they need are there, or as a network does.
     Arrays of a record: ``numbers`` [N], ``start_positions`` and ``positions`` [N, 3] (Å), ``start_cell`` and ``cell``
-    [3, 3] (Å, rows), ``forces`` [N, 3] (eV/Å); of a doped one also ``parent`` [N], the atom of the primitive cell.
+    [3, 3] (Å, rows), ``forces`` [N, 3] (eV/Å) that are left, and ``start_forces`` [N, 3] at the start positions if the
+    relaxation began there; of a doped one also ``parent`` [N], the atom of the primitive cell.
     """
     job = Job.of(config, store)
     entries = []
@@ -75,6 +76,8 @@ def _doped(
         guess = start.guess(substitutions) if guess_key else ()
         relaxed = relax_doped(unrelaxed, job.potential.model, job.config.relaxation, *guess)
         record = relaxation_record(job, unrelaxed, relaxed)
+        if guess_key:
+            record.header["quality"]["relax_evaluations"] += start.evaluations
         n_sites = len(supercell.atoms)
         record.header["concentrations"] = substitutions.concentrations(n_sites)
         record.arrays["parent"] = supercell.parent[substitutions.occupied(n_sites)]

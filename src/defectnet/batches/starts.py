@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from defectnet.batches.pristine import force_constants_of, pristine_phonons
 from defectnet.batches.worker import Job, structure_of
 from defectnet.digests import digest, file_digest
 from defectnet.phonons.superposition import Superposition
+from defectnet.potentials import LazyModel
 from defectnet.records import Entry, Record
 from defectnet.supercells import HostPlan, Plan, apply
 
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 
 class Start(Protocol):
-    """What knows where relaxations of one host's doped supercells should start."""
+    """What knows where relaxations of one host's doped supercells should start.
+
+    evaluations : of forces that each guess takes
+    """
+
+    evaluations: ClassVar[int]
 
     def digest(self, plan: Plan) -> str:
         """What the start of an arrangement depends on besides the host's structure; empty if there is none."""
@@ -39,6 +45,7 @@ class HarmonicStart:
     key : what these are identified by
     """
 
+    evaluations: ClassVar[int] = 0
     host: Superposition
     key: str
 
@@ -55,12 +62,15 @@ class HarmonicStart:
 class OneStepStart:
     """Positions by a network that relaxes in one step, with the force constants of the host.
 
-    host: the undoped supercell and its force constants
-    key : what network and force constants are identified by
+    host      : the undoped supercell and its force constants
+    potential : for the forces on the unrelaxed cell, which the network is told
+    key       : what network and force constants are identified by
     """
 
+    evaluations: ClassVar[int] = 1
     trained: Trained
     host: Superposition
+    potential: LazyModel
     key: str
 
     def digest(self, plan: Plan) -> str:
@@ -74,10 +84,12 @@ class OneStepStart:
 
         sites = self.host.folding.atoms
         kept = plan.occupied(len(sites))
-        doped = sites.copy()
-        doped.numbers[:] = NOTHING
-        doped.numbers[kept] = apply(plan, sites).numbers
-        moved = relax_in_one_step(self.trained, doped, sites.numbers, self.host).positions - sites.positions
+        unrelaxed = apply(plan, sites)
+        whole, forces = sites.copy(), np.zeros_like(sites.positions)
+        whole.numbers[:] = NOTHING
+        whole.numbers[kept] = unrelaxed.numbers
+        forces[kept] = self.potential.model.evaluate([unrelaxed]).forces[0]
+        moved = relax_in_one_step(self.trained, whole, sites.numbers, self.host, forces).positions - sites.positions
         return moved[kept], self.host.unchanged(plan)
 
 
@@ -97,4 +109,5 @@ def start_of(job: Job, relaxation: Entry, relaxed: Record, plan: HostPlan, libra
     from defectnet.definet.fit import load_trained  # torch
 
     path = Path(settings.definet)
-    return OneStepStart(load_trained(path), host, digest(network=file_digest(path), phonons=entry.key))
+    key = digest(network=file_digest(path), phonons=entry.key)
+    return OneStepStart(load_trained(path), host, job.potential, key)

@@ -136,6 +136,8 @@ def relaxation_record(job: Job, start: Atoms, relaxed: Relaxed) -> Record:
         "cell": relaxed.atoms.cell.array,
         "forces": relaxed.forces,
     }
+    if relaxed.start_forces is not None:
+        arrays["start_forces"] = relaxed.start_forces
     return Record(header, arrays)
 
 

@@ -24,8 +24,8 @@ VERSION = 1
 """Of the layout. A host is a group with ``primitive_numbers`` [n], ``primitive_positions`` [n, 3] and
 ``primitive_cell`` [3, 3] in Å, the supercell ``matrix`` [3, 3], its ``force_constants`` [n, N, 3, 3] in eV/Å² (rows of
 the primitive atoms), and of its P relaxations ``id``, ``numbers`` [P, N] (0 where vacant), ``displacements`` [P, N, 3]
-in Å, ``superposed`` [P, N, 3] (not a number where that is not known) and ``stays``: the fields of
-:class:`~defectnet.definet.pairs.Pair`."""
+in Å, ``superposed`` [P, N, 3] in Å and ``forces`` [P, N, 3] in eV/Å (not a number where these are not known) and
+``stays``: the fields of :class:`~defectnet.definet.pairs.Pair`."""
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -54,11 +54,12 @@ def _write_host(group: h5py.Group, lattice: Superposition, pairs: Sequence[Pair]
     write_array(group, "force_constants", rows, np.float32)
     group["id"] = np.array([pair.id.encode() for pair in pairs])
     group["stays"] = np.array([pair.stays for pair in pairs])
-    unknown = np.full((n, 3), np.nan)
-    guesses = [unknown if pair.superposed is None else pair.superposed for pair in pairs]
     write_array(group, "numbers", np.array([pair.numbers for pair in pairs]), np.uint8)
     write_array(group, "displacements", np.array([pair.displacements for pair in pairs]), np.float32)
-    write_array(group, "superposed", np.array(guesses), np.float32)
+    unknown = np.full((n, 3), np.nan)
+    for name in ("superposed", "forces"):
+        values = [getattr(pair, name) for pair in pairs]
+        write_array(group, name, np.array([unknown if one is None else one for one in values]), np.float32)
 
 
 def read_pairs(path: Path) -> list[Pair]:
@@ -86,7 +87,8 @@ def _read_host(group: h5py.Group) -> list[Pair]:
     primitive = Atoms(numbers, positions, cell=cell, pbc=True)
     lattice = Superposition(primitive, group["matrix"][()].astype(int), group["force_constants"][()].astype(float), [])
     sites = lattice.folding.atoms
-    held, moved, guessed, stays = (group[name][()] for name in ("numbers", "displacements", "superposed", "stays"))
+    held, moved, stays = (group[name][()] for name in ("numbers", "displacements", "stays"))
+    superposed, forces = ([_known(one) for one in group[name][()]] for name in ("superposed", "forces"))
     return [
         Pair(
             id=name.decode(),
@@ -96,9 +98,14 @@ def _read_host(group: h5py.Group) -> list[Pair]:
             positions=sites.positions,
             cell=sites.cell.array,
             displacements=moved[k].astype(float),
-            superposed=None if np.isnan(guessed[k]).any() else guessed[k].astype(float),
+            superposed=superposed[k],
             lattice=lattice,
+            forces=forces[k],
             stays=bool(stays[k]),
         )
         for k, name in enumerate(group["id"][()])
     ]
+
+
+def _known(values: np.ndarray) -> np.ndarray | None:
+    return None if np.isnan(values).any() else values.astype(float)

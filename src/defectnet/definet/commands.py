@@ -99,6 +99,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Score a network on the dopants and hosts that its training did not see."""
+    from defectnet.definet.evaluate import ANSWERS
     from defectnet.definet.evaluate import evaluate as score
     from defectnet.definet.fit import load_trained
     from defectnet.definet.force_calls import read_counts
@@ -111,10 +112,7 @@ def evaluate(
         "pairs",
         "defects",
         "n",
-        "coordinate_mae_A",
-        "unrelaxed_mae_A",
-        "radii_mae_A",
-        "superposed_mae_A",
+        *(f"{answer}_mae_A" for answer in ANSWERS),
     )
     table = Table(*columns)
     for row in rows:

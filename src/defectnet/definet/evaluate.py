@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 from defectnet.definet.baselines import RadiusScaling
 from defectnet.definet.fit import Trained, coordinate_mae
 from defectnet.definet.force_calls import STARTS
+from defectnet.definet.graphs import green_of
 from defectnet.definet.pairs import Pair
 from defectnet.definet.parts import TESTS
 from defectnet.definet.relax import relax_in_one_step
@@ -31,8 +32,9 @@ LOCAL_A = (3.0, 5.0)
 DEFECTS = {"all": (1, np.inf), "1": (1, 1), "2-3": (2, 3), "4-6": (4, 6), "7 or more": (7, np.inf)}
 """Groups by the number of defects in a cell."""
 
-ANSWERS = ("coordinate", "unrelaxed", "radii", "superposed")
-"""The network; the sites of the host; :class:`RadiusScaling`; the sum of single defects."""
+ANSWERS = ("coordinate", "blind", "unrelaxed", "radii", "harmonic", "superposed")
+"""The network, told what is known of the cell; the same, not told the forces on it; the sites of the host;
+:class:`RadiusScaling`; where these forces would carry a harmonic host; the sum of single defects."""
 
 
 def evaluate(
@@ -86,9 +88,13 @@ def evaluate(
 
 def _score(trained: Trained, radii: Callable[[Pair], np.ndarray], pair: Pair) -> dict[str, Any]:
     unrelaxed = Atoms(pair.numbers, pair.positions, cell=pair.cell, pbc=True)
-    relaxed = relax_in_one_step(trained, unrelaxed, pair.host_numbers, pair.lattice)
+    relaxed = relax_in_one_step(trained, unrelaxed, pair.host_numbers, pair.lattice, pair.forces)
     found = relaxed.positions - pair.positions
-    answers = found, np.zeros_like(found), radii(pair), pair.superposed
+    blind = relax_in_one_step(trained, unrelaxed, pair.host_numbers, pair.lattice).positions - pair.positions
+    harmonic = None
+    if pair.lattice is not None and pair.forces is not None:
+        harmonic = (green_of(pair.lattice).numpy() @ pair.forces.ravel()).reshape(-1, 3)
+    answers = found, blind, np.zeros_like(found), radii(pair), harmonic, pair.superposed
     distances = get_distances(pair.positions, pair.positions[pair.defects], cell=pair.cell, pbc=True)[1].min(axis=1)
     score: dict[str, Any] = {"defects": int(pair.defects.sum()), "stays": pair.stays}
     for name, answer in zip(ANSWERS, answers, strict=True):

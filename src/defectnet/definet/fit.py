@@ -11,8 +11,8 @@ import io
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from defectnet import __version__
 from defectnet.definet.corrections import Corrections
-from defectnet.definet.graphs import batch, graph_of
+from defectnet.definet.graphs import batch, graph_of, without_forces
 from defectnet.definet.pairs import Pair
 from defectnet.definet.parts import deal
 from defectnet.digests import digest
@@ -82,14 +82,14 @@ class Trained:
 
     models      : one or several of one size, whose answers are averaged
     calibration : factor of the expected errors, from the validation pairs
-    corrections : what they miss in the hosts that they were trained on
+    corrections : what they miss in the hosts that they were trained on, not told (False) or told (True) forces
     parts       : ids of the pairs in each part
     about       : plain values: settings, digest of the data, best epochs, validation error, version
     """
 
     models: Sequence[DefiNet]
     calibration: float
-    corrections: Corrections
+    corrections: Mapping[bool, Corrections]
     parts: dict[str, list[str]]
     about: dict[str, Any]
 
@@ -130,22 +130,31 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
             model.load_state_dict(best["weights"])
         models.append(model.eval())
         bests.append(best)
-    moves = [predict_moves(models, graph) for graph in validation.graphs]
     strangers = [models if fold == NO_FOLD else models[fold : fold + 1] for fold in folds]
-    known = [predict_moves(some, graph)[0] for some, graph in zip(strangers, training.graphs, strict=True)]
-    ratios = [
-        np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
-        for (found, error), pair in zip(moves, validation.pairs, strict=True)
-    ]
-    error = _mean_error((found for found, _ in moves), validation)
+    errors, ratios, corrections = {}, [], {}
+    for told in (False, True):
+        judged, known = validation.told(told), training.told(told)
+        moves = [predict_moves(models, graph) for graph in judged.graphs]
+        errors[told] = _mean_error([found for found, _ in moves], judged)
+        ratios += [
+            np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
+            for (found, error), pair in zip(moves, judged.pairs, strict=True)
+        ]
+        answers = [predict_moves(some, graph)[0] for some, graph in zip(strangers, known.graphs, strict=True)]
+        corrections[told] = Corrections.fit(known.pairs, answers)
     content = {
         "format": CHECKPOINT_FORMAT,
         "config": models[0].config,
         "weights": [best["weights"] for best in bests],
         "calibration": float(np.median(ratios)),
-        "corrections": Corrections.fit(training.pairs, known).state(),
+        "corrections": {told: one.state() for told, one in corrections.items()},
         "parts": {name: [pairs[k].id for k in index] for name, index in parts.items()},
-        "about": about | {"epochs": [best["epoch"] for best in bests], "validation_coordinate_mae_A": error},
+        "about": about
+        | {
+            "epochs": [best["epoch"] for best in bests],
+            "validation_coordinate_mae_A": errors[True],
+            "validation_blind_mae_A": errors[False],
+        },
     }
     rows = [[member, *row] for member, best in enumerate(bests) for row in best["history"]]
     write_atomically(output / "history.csv", _table(rows).encode())
@@ -170,6 +179,10 @@ class Samples:
         displacements = [torch.tensor(pair.displacements, dtype=torch.float32, device=device) for pair in pairs]
         return cls(pairs, graphs, displacements)
 
+    def told(self, forces: bool) -> Samples:
+        """The same, told of the forces on the unrelaxed cells where these are known, or not told."""
+        return self if forces else replace(self, graphs=[without_forces(graph) for graph in self.graphs])
+
     def some(self, index: np.ndarray) -> Samples:
         """Those of the given indices."""
         parts = (self.pairs, self.graphs, self.displacements)
@@ -191,7 +204,7 @@ def predict_moves(models: Sequence[DefiNet], graph: Crystals) -> tuple[np.ndarra
     return displacements.cpu().numpy(), error.cpu().numpy()
 
 
-def _mean_error(found: Iterable[np.ndarray], samples: Samples) -> float:
+def _mean_error(found: Sequence[np.ndarray], samples: Samples) -> float:
     """Mean over the pairs of :func:`coordinate_mae` in Å of the displacements found for each."""
     return float(np.mean([coordinate_mae(u, pair) for u, pair in zip(found, samples.pairs, strict=True)]))
 
@@ -236,8 +249,10 @@ def _optimise(
             step += 1
             _average(averaged, model, min(settings.averaging, (1 + step) / (10 + step)))
             total += value.item()
-        found = (predict_moves([averaged.eval()], graph)[0] for graph in validation.graphs)
-        error = _mean_error(found, validation)
+        error = float(np.mean([
+            _mean_error([predict_moves([averaged.eval()], graph)[0] for graph in judged.graphs], judged)
+            for judged in (validation.told(False), validation.told(True))
+        ]))  # fmt: skip
         if not np.isfinite(error):
             raise InputError(f"training diverged in epoch {epoch}; lower --learning-rate")
         seconds = time.monotonic() - began
@@ -313,7 +328,7 @@ def load_trained(path: Path) -> Trained:
         models = [DefiNet(**content["config"]).eval() for _ in content["weights"]]
         for model, weights in zip(models, content["weights"], strict=True):
             model.load_state_dict(weights)
-        corrections = Corrections.of(content["corrections"])
+        corrections = {told: Corrections.of(content["corrections"][told]) for told in (False, True)}
         return Trained(models, content["calibration"], corrections, content["parts"], content["about"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise RecordError(f"{path}: not a checkpoint of this version ({reason(error)}); rerun `{command}`") from None

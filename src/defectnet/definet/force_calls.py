@@ -21,6 +21,7 @@ from defectnet.digests import file_digest
 from defectnet.errors import PhysicsError
 from defectnet.files import write_atomically
 from defectnet.layout import Layout
+from defectnet.potentials import LazyModel
 from defectnet.records import RecordStore
 from defectnet.relaxation import relax_doped
 from defectnet.seeds import generator
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 
 STARTS = ("cold", "hessian", "warm", "superposed")
 """From the sites of the host; the same, with the host's force constants for the first steps; where the network says,
-with these force constants; where the single defects say, with the force constants that they add up to."""
+with these force constants, and one call for the forces that it is told; where the single defects say, with the force
+constants that they add up to."""
 
 COLUMNS = ("pair", "start", "force_calls", "converged")
 
@@ -57,13 +59,14 @@ def count(checkpoint: Path, pairs: Sequence[Pair], configs: Sequence[Path], cell
         job = Job.of(settings, RecordStore(Layout.of(settings).records))
         for host in finished_hosts(config):
             for name in [one for one in wanted if one.rpartition("/")[0] == host.name]:
-                unrelaxed, guesses = _cell(trained, host, name.rpartition("/")[2])
+                unrelaxed, guesses = _cell(trained, host, job.potential, name.rpartition("/")[2])
                 for start, guess in guesses.items():
                     if (name, start) in done:
                         continue
                     try:
                         found = relax_doped(unrelaxed, job.potential.model, settings.relaxation, *guess).quality
-                        line = (name, start, found["relax_evaluations"], found["converged"])
+                        spent = found["relax_evaluations"] + OneStepStart.evaluations * (start == "warm")
+                        line = (name, start, spent, found["converged"])
                     except PhysicsError as error:
                         log.warning("%s, %s: %s", name, start, error)
                         line = (name, start, "", 0)
@@ -98,14 +101,16 @@ def _sample(trained: Trained, pairs: Sequence[Pair], cells: int) -> list[str]:
     return chosen
 
 
-def _cell(trained: Trained, host: FinishedHost, item: str) -> tuple[Atoms, dict[str, Guess | tuple[()]]]:
+def _cell(
+    trained: Trained, host: FinishedHost, potential: LazyModel, item: str
+) -> tuple[Atoms, dict[str, Guess | tuple[()]]]:
     """The unrelaxed cell of a pair, and what is guessed of it by name of the start."""
     plan = host.plan_of(item)
     unrelaxed = apply(plan, host.lattice.folding.atoms)
     guesses = {
         "cold": (),
         "hessian": HarmonicStart(host.lattice, "").guess(plan),
-        "warm": OneStepStart(trained, host.lattice, "").guess(plan),
+        "warm": OneStepStart(trained, host.lattice, potential, "").guess(plan),
     }
     if len(plan.sites) > 1 and host.library.digest(plan):  # of a single defect, it is the answer
         guesses["superposed"] = host.library.guess(plan)

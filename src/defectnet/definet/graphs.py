@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -35,31 +35,22 @@ def green_function(hessian: np.ndarray) -> np.ndarray:
     return (blocks - blocks.mean(axis=2, keepdims=True)).reshape(green.shape)
 
 
-@dataclass(frozen=True)
-class Harmonic:
-    """What the network is told of the n sites of a host's supercell; fields as in :class:`Crystals`."""
-
-    green: torch.Tensor
-    stiffness: torch.Tensor
-
-    @classmethod
-    def of(cls, hessian: np.ndarray, dtype: torch.dtype = torch.float64) -> Harmonic:
-        """From its Hessian [3n, 3n] in eV/Å²."""
-        n = len(hessian) // 3
-        own = hessian.reshape(n, 3, n, 3)[np.arange(n), :, np.arange(n)]
-        return cls(torch.tensor(green_function(hessian), dtype=dtype), torch.tensor(own, dtype=dtype))
-
-
 @lru_cache(maxsize=1024)
-def harmonic_of(lattice: Superposition, dtype: torch.dtype = torch.float64) -> Harmonic:
-    """That of a host, remembered."""
-    return Harmonic.of(lattice.hessian, dtype)
+def green_of(lattice: Superposition, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """:func:`green_function` of a host's supercell, remembered."""
+    return torch.tensor(green_function(lattice.hessian), dtype=dtype)
 
 
 def graph_of(pair: Pair, cutoff_A: float, dtype: torch.dtype = torch.float64) -> Crystals:
-    """The unrelaxed cell of a pair, with the force constants of its host where these are known."""
-    harmonic = None if pair.lattice is None else harmonic_of(pair.lattice, dtype)
-    return crystal_graph(pair.numbers, pair.host_numbers, pair.positions, pair.cell, cutoff_A, harmonic).to(dtype)
+    """The unrelaxed cell of a pair, with the host's Green's function and the forces on it where these are known."""
+    green = None if pair.lattice is None else green_of(pair.lattice, dtype)
+    structure = pair.numbers, pair.host_numbers, pair.positions, pair.cell
+    return crystal_graph(*structure, cutoff_A, green, pair.forces).to(dtype)
+
+
+def without_forces(graph: Crystals) -> Crystals:
+    """The same, not told the forces on its cells."""
+    return replace(graph, forces=tuple(one[:0] for one in graph.forces))
 
 
 def crystal_graph(
@@ -68,12 +59,13 @@ def crystal_graph(
     positions: np.ndarray,
     cell: np.ndarray,
     cutoff_A: float,
-    harmonic: Harmonic | None = None,
+    green: torch.Tensor | None = None,
+    forces: np.ndarray | None = None,
 ) -> Crystals:
     """One cell as a radius graph, all images within ``cutoff_A`` included; the three directions are periodic.
 
     Parameters: ``numbers`` and ``host_numbers`` [N], see :class:`Crystals`; ``positions`` [N, 3] and ``cell`` [3, 3] in
-    Å, one vector per row; :class:`Harmonic` of the host's supercell, if known.
+    Å, one vector per row; if known, :func:`green_function` of the host and ``forces`` [N, 3] in eV/Å on the sites.
 
     Raises :class:`InputError` for shapes that do not fit, elements that have no properties, a flat cell, or two sites
     in one place.
@@ -104,8 +96,8 @@ def crystal_graph(
         source=torch.from_numpy(source.astype(np.int64)),
         vectors=torch.from_numpy(vectors.astype(np.float64)),
         crystal=torch.zeros(n, dtype=torch.int64),
-        green=(torch.zeros(0, 0, dtype=torch.float64) if harmonic is None else harmonic.green,),
-        stiffness=torch.zeros(n, 3, 3, dtype=torch.float64) if harmonic is None else harmonic.stiffness,
+        green=(torch.zeros(0, 0, dtype=torch.float64) if green is None else green,),
+        forces=(torch.zeros(0, 3, dtype=torch.float64) if forces is None else torch.tensor(forces),),
     )
 
 
@@ -126,7 +118,7 @@ def batch(graphs: Sequence[Crystals]) -> Crystals:
         target=joined("target", sites),
         source=joined("source", sites),
         vectors=joined("vectors"),
-        stiffness=joined("stiffness"),
         crystal=joined("crystal", cells),
         green=tuple(one for graph in graphs for one in graph.green),
+        forces=tuple(one for graph in graphs for one in graph.forces),
     )

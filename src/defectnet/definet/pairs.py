@@ -34,6 +34,7 @@ class Pair:
     displacements : [N, 3] from there to the relaxed position in Å, the nearest image, mean over atoms 0; 0 at vacancies
     superposed    : of a doped supercell, the same as the host's single defects predict it, or None if these are unknown
     lattice       : the perfect supercell with its force constants, or None where they are not known
+    forces        : [N, 3] in eV/Å that the potential finds on the unrelaxed sites, 0 at vacancies, or None
     stays         : whether every atom keeps its site (:data:`STAYS_A`) and, of a single defect, all modes are real
     part          : of a published division: train, validation or test; empty if there is none
     also          : names of the same relaxation in other runs
@@ -48,6 +49,7 @@ class Pair:
     displacements: np.ndarray
     superposed: np.ndarray | None = None
     lattice: Superposition | None = None
+    forces: np.ndarray | None = None
     stays: bool = True
     part: str = ""
     also: list[str] = field(default_factory=list)
@@ -135,6 +137,10 @@ def _pair(name: str, host: FinishedHost, item: str, superpose: bool) -> Pair | N
         guess = np.zeros_like(ends)
         guess[kept] = host.library.superpose.displacements(plan)
     displacements = net_displacements(sites.positions, ends, arrays["cell"], numbers != NOTHING)
+    forces = None
+    if "start_forces" in arrays:
+        forces = np.zeros_like(ends)
+        forces[kept] = arrays["start_forces"]
     stable = not quality.get("imaginary_modes", 0)
     return Pair(
         id=name,
@@ -146,5 +152,6 @@ def _pair(name: str, host: FinishedHost, item: str, superpose: bool) -> Pair | N
         displacements=displacements,
         superposed=guess,
         lattice=host.lattice,
+        forces=forces,
         stays=stable and bool(np.linalg.norm(displacements, axis=1).max() <= STAYS_A),
     )

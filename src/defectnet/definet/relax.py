@@ -10,7 +10,7 @@ from ase import Atoms
 from ase.geometry import get_distances
 
 from defectnet.definet.fit import Trained, predict_moves
-from defectnet.definet.graphs import crystal_graph, harmonic_of
+from defectnet.definet.graphs import crystal_graph, green_of
 from defectnet.errors import InputError
 from defectnet.models.definet import NOTHING
 from defectnet.phonons.superposition import Superposition
@@ -34,13 +34,15 @@ def relax_in_one_step(
     atoms: Atoms,
     host_numbers: np.ndarray,
     lattice: Superposition | None = None,
+    forces: np.ndarray | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> OneStep:
     """Relaxed positions of ``atoms``, which stand on the sites of their perfect, relaxed host.
 
     ``host_numbers`` [N] are the atomic numbers there; with those of the atoms they say which sites are perfect,
     substituted, or vacant: a vacancy is an atom "X" (number 0), its position is returned as it is. ``lattice`` is the
-    host's supercell with its force constants, its sites in the same order; with it, answers are much better. The
+    host's supercell with its force constants, its sites in the same order; with it, answers are much better, and
+    better still with the potential's ``forces`` [N, 3] in eV/Å on the atoms where they stand, 0 at vacancies. The
     lattice stays, and so does the centre of the atoms (not of mass).
 
     Raises :class:`InputError` as :func:`~defectnet.definet.graphs.crystal_graph` does, and for cells that are not
@@ -49,11 +51,12 @@ def relax_in_one_step(
     if not atoms.pbc.all():
         raise InputError(f"{atoms.symbols}: not periodic in all directions; set its cell and pbc=True")
     cutoff_A = trained.models[0].config["cutoff_A"]
-    harmonic = None if lattice is None else harmonic_of(lattice, dtype)
-    graph = crystal_graph(atoms.numbers, host_numbers, atoms.positions, atoms.cell.array, cutoff_A, harmonic)
+    green = None if lattice is None else green_of(lattice, dtype)
+    structure = atoms.numbers, host_numbers, atoms.positions, atoms.cell.array
+    graph = crystal_graph(*structure, cutoff_A, green, forces)
     displacements, error = predict_moves([model.to(dtype) for model in trained.models], graph.to(dtype))
     if lattice is not None:
-        displacements += trained.corrections(lattice, atoms.numbers)
+        displacements += trained.corrections[forces is not None](lattice, atoms.numbers)
     error = np.where(atoms.numbers == NOTHING, 0, trained.calibration * error)
     return OneStep(atoms.positions + displacements, error)
 

@@ -10,14 +10,16 @@ vacant; a vacancy stays in the graph as a ghost node) that gates the messages. W
   crystal, with coefficients that depend on everything else. So a perfect crystal does not move, exactly.
 - Where the host's force constants are known, the network also says Kanzaki forces, those that would displace the
   perfect harmonic crystal as the defects do, and the lattice Green's function says where these carry the atoms. So what
-  is soft in a host, and how far a disturbance reaches there, need not be learned. A misfit pushes the harder, the
-  stiffer a site is along the bond, which the force constants say as well.
+  is soft in a host, and how far a disturbance reaches there, need not be learned.
+- Where the potential's forces on the unrelaxed cell are known as well, a harmonic crystal's answer to them is the first
+  guess, and the network says what is wrong with it: bonds of dopants are stiffer or softer than the host's.
 - Nothing else is pooled over the cell: the answer does not depend on which cell describes the crystal.
 - Every atom's expected error is predicted as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -44,11 +46,11 @@ NEIGHBOURS = 30.0
 LEARNED = 8
 """Length of the vector that is learned of each element."""
 
-STIFF_eV_PER_A2 = 20.0
-"""A typical stiffness of a site."""
-
 HIDDEN = 0.1
 """How often training hides that of an element, or the force constants of a host."""
+
+HIDDEN_FORCES = 0.5
+"""How often training hides the forces on an unrelaxed cell: the network has to answer without them, too."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class Crystals:
     crystal               : [N] the cell of each site; cells are contiguous
     green                 : S times [3n, 3n] in Å²/eV, the Green's function of the host's lattice at the n sites of a
                             cell, or [0, 0] where it is not known
-    stiffness             : [N, 3, 3] in eV/Å², force constants of each site of the host with itself, or 0
+    forces                : S times [n, 3] in eV/Å on the unrelaxed sites, or [0, 3] where they are not known; they
+                            count only beside a Green's function
     """
 
     numbers: Tensor
@@ -71,7 +74,7 @@ class Crystals:
     vectors: Tensor
     crystal: Tensor
     green: tuple[Tensor, ...]
-    stiffness: Tensor
+    forces: tuple[Tensor, ...]
 
     @property
     def markers(self) -> Tensor:
@@ -80,13 +83,13 @@ class Crystals:
         return torch.where(self.numbers == NOTHING, VACANT, changed)
 
     def to(self, *args: torch.device | torch.dtype) -> Crystals:
-        """On another device; a floating-point type applies to vectors, Green's functions and stiffness alone."""
-        green = tuple(one.to(*args) for one in self.green)
-        moved = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "green"}
+        """On another device; a floating-point type applies to vectors, Green's functions and forces alone."""
+        several = {name: tuple(one.to(*args) for one in getattr(self, name)) for name in ("green", "forces")}
+        moved = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in several}
         for arg in args:
-            names = ("vectors", "stiffness") if isinstance(arg, torch.dtype) else moved
+            names = ("vectors",) if isinstance(arg, torch.dtype) else moved
             moved |= {name: moved[name].to(arg) for name in names}
-        return replace(self, **moved, green=green)
+        return replace(self, **moved, **several)
 
     @property
     def sizes(self) -> list[int]:
@@ -134,10 +137,7 @@ def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
 
 
 class Edges(nn.Module):
-    """What a message depends on besides the nodes.
-
-    [E, 2 radial + 2]: functions of distance, of distance over the sum of radii, and how stiff either end is along it.
-    """
+    """What a message depends on besides the nodes: [E, 2 radial] of distance, and of distance over the sum of radii."""
 
     def __init__(self, radial: int, cutoff_A: float) -> None:
         super().__init__()
@@ -145,19 +145,14 @@ class Edges(nn.Module):
         self.register_buffer("radii", torch.tensor(covalent_radii[: HEAVIEST + 1], dtype=torch.float32))
         self.radii[NOTHING] = 0.0
 
-    def forward(self, crystals: Crystals, stiffness: Tensor) -> tuple[Tensor, Tensor]:
-        """These functions, which vanish smoothly at the cutoff, and unit vectors [E, 3]."""
+    def forward(self, crystals: Crystals) -> tuple[Tensor, Tensor]:
+        """Radial functions, which vanish smoothly at the cutoff, and unit vectors [E, 3]."""
         length = crystals.vectors.norm(dim=1, keepdim=True)
         radii = self.radii[crystals.numbers]
         contact = (radii[crystals.target] + radii[crystals.source])[:, None].clamp(min=0.5)
         envelope = 0.5 * (1 + torch.cos(torch.pi * (length / self.cutoff_A).clamp(max=1)))
-        unit = crystals.vectors / length
-        along = [
-            torch.einsum("ei,eij,ej->e", unit, stiffness.index_select(0, end), unit)[:, None] / STIFF_eV_PER_A2
-            for end in (crystals.target, crystals.source)
-        ]
-        functions = [self._gaussians(length, 1.0, self.cutoff_A), self._gaussians(length / contact, 0.6, 2.6), *along]
-        return torch.cat(functions, dim=1) * envelope, unit
+        functions = [self._gaussians(length, 1.0, self.cutoff_A), self._gaussians(length / contact, 0.6, 2.6)]
+        return torch.cat(functions, dim=1) * envelope, crystals.vectors / length
 
     def _gaussians(self, values: Tensor, first: float, last: float) -> Tensor:
         centres = torch.linspace(first, last, self.radial, dtype=values.dtype, device=values.device)
@@ -178,7 +173,7 @@ class Layer(nn.Module):
         self.of_target = _mlp(scalars + vectors, scalars, scalars + 2 * vectors)
         self.gate_source = _gate(sum(self.widths))
         self.gate_target = _gate(scalars + 2 * vectors)
-        self.filters = nn.Linear(2 * radial + 2, sum(self.widths), bias=False)
+        self.filters = nn.Linear(2 * radial, sum(self.widths), bias=False)
         self.turn = nn.Linear(vectors, 2 * vectors, bias=False)
         self.update = _mlp(scalars + 2 * vectors, scalars, scalars + 4 * vectors)
 
@@ -246,6 +241,7 @@ class DefiNet(nn.Module):
         self.learned = nn.Parameter(torch.zeros(HEAVIEST + 1, LEARNED))
         properties = self.elements.shape[1] + LEARNED + 1
         self.describe = _mlp(2 * properties + 5, scalars, scalars)
+        self.feel = nn.Linear(2, vectors, bias=False)
         self.disturb = _mlp(properties, scalars, vectors)
         self.edges = Edges(radial, cutoff_A)
         self.layers = nn.ModuleList(Layer(scalars, vectors, radial) for _ in range(layers))
@@ -258,26 +254,29 @@ class DefiNet(nn.Module):
         markers = crystals.markers
         told = functional.one_hot(markers, 3).to(self.elements.dtype)
         green = [one if self._shown(1) else one[:0, :0] for one in crystals.green]
-        harmonic = told.new_tensor([float(len(one) > 0) for one in green])[crystals.crystal, None]
-        stiffness = crystals.stiffness * harmonic[:, :, None]
-        mean = stiffness.diagonal(dim1=1, dim2=2).mean(dim=1, keepdim=True) / STIFF_eV_PER_A2
+        forces = [
+            one if len(one) and len(by) and self._shown(1, HIDDEN_FORCES) else None
+            for one, by in zip(crystals.forces, green, strict=True)
+        ]
+        known = told.new_tensor([[len(by) > 0, one is not None] for by, one in zip(green, forces, strict=True)])
+        felt = torch.cat([
+            told.new_zeros(n, 3) if one is None else one for one, n in zip(forces, crystals.sizes, strict=True)
+        ])  # fmt: skip
         properties = self._properties()
         held, held_by_host = (properties[numbers] for numbers in (crystals.numbers, crystals.host_numbers))
-        scalars = self.describe(torch.cat([held, held_by_host, told, harmonic, mean], dim=1))
+        scalars = self.describe(torch.cat([held, held_by_host, told, known[crystals.crystal]], dim=1))
         disturbance = self.disturb(held) - self.disturb(held_by_host)
-        vectors = disturbance.new_zeros((len(markers), 3, disturbance.shape[1]))
-        radial, unit = self.edges(crystals, stiffness)
+        guess = _answers(green, felt, crystals.sizes)
+        vectors = self.feel(torch.stack([felt, guess], dim=2))
+        radial, unit = self.edges(crystals)
         state = scalars, disturbance, vectors
         for layer in self.layers:
             state = layer(state, crystals, radial, unit)
         scalars, disturbance, vectors = state
         known = torch.cat([scalars, disturbance], dim=1)
         displacements = (self.move(known)[:, None] * vectors).sum(dim=2)
-        forces = (self.push(known)[:, None] * vectors).sum(dim=2) * (markers != VACANT)[:, None]
-        displacements = displacements + torch.cat([
-            (one @ force.flatten()).view(force.shape) if len(one) else torch.zeros_like(force)
-            for one, force in zip(green, forces.split(crystals.sizes), strict=True)
-        ])  # fmt: skip
+        pushed = (self.push(known)[:, None] * vectors).sum(dim=2) * (markers != VACANT)[:, None]
+        displacements = guess + displacements + _answers(green, pushed, crystals.sizes)
         log_error = self.judge(torch.cat([known, _lengths(vectors)], dim=1)).squeeze(1) - 3
         return Moves(_without_translation(displacements, crystals.crystal, markers != VACANT), log_error)
 
@@ -288,9 +287,17 @@ class DefiNet(nn.Module):
         shown = self._shown(len(self.learned)).to(self.learned)[:, None]
         return torch.cat([self.elements, self.learned * shown, nothing], dim=1)
 
-    def _shown(self, n: int) -> Tensor:
+    def _shown(self, n: int, hidden: float = HIDDEN) -> Tensor:
         """[n] what training does not hide this time."""
-        return torch.rand(n) > HIDDEN if self.training else torch.ones(n, dtype=torch.bool)
+        return torch.rand(n) > hidden if self.training else torch.ones(n, dtype=torch.bool)
+
+
+def _answers(green: Sequence[Tensor], forces: Tensor, sizes: list[int]) -> Tensor:
+    """[N, 3] displacements in Å of harmonic crystals under forces [N, 3] in eV/Å; 0 where they are not known."""
+    return torch.cat([
+        (one @ force.flatten()).view(force.shape) if len(one) else torch.zeros_like(force)
+        for one, force in zip(green, forces.split(sizes), strict=True)
+    ])  # fmt: skip
 
 
 def _without_translation(displacements: Tensor, crystal: Tensor, atoms: Tensor) -> Tensor:
