@@ -49,6 +49,9 @@ LEARNED = 8
 HIDDEN = 0.1
 """How often training hides that of an element, or the force constants of a host."""
 
+FORCE_eV_PER_A, GUESS_A = 2.0, 0.5
+"""Beyond these, forces and what a harmonic crystal makes of them tell little more."""
+
 HIDDEN_FORCES = 0.5
 """How often training hides the forces on an unrelaxed cell: the network has to answer without them, too."""
 
@@ -222,6 +225,11 @@ def _lengths(vectors: Tensor) -> Tensor:
     return ((vectors**2).sum(dim=1) + 1e-6).sqrt()
 
 
+def _bounded(vectors: Tensor, most: float) -> Tensor:
+    """Vectors [N, 3] that are never longer than ``most``: forces on unrelaxed cells reach tens of eV/Å."""
+    return vectors / (1 + (vectors**2).sum(dim=1, keepdim=True) / most**2).sqrt()
+
+
 class DefiNet(nn.Module):
     """The network: C = ``scalars``, D = ``vectors``.
 
@@ -267,7 +275,7 @@ class DefiNet(nn.Module):
         scalars = self.describe(torch.cat([held, held_by_host, told, known[crystals.crystal]], dim=1))
         disturbance = self.disturb(held) - self.disturb(held_by_host)
         guess = _answers(green, felt, crystals.sizes)
-        vectors = self.feel(torch.stack([felt, guess], dim=2))
+        vectors = self.feel(torch.stack([_bounded(felt, FORCE_eV_PER_A), _bounded(guess, GUESS_A)], dim=2))
         radial, unit = self.edges(crystals)
         state = scalars, disturbance, vectors
         for layer in self.layers:
