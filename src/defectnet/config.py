@@ -295,7 +295,7 @@ class Superposition(Block):
     )
     force_constants: bool = Field(
         True,
-        description="false: single defects are relaxed and no more, a tenth of the work. Enough for "
+        description="false: single defects are relaxed and no more, which takes few evaluations. Enough for "
         "relaxation.start: superposed and to train on by `defectnet definet train`, not for spectra.",
     )
     error_max: float = Field(
