@@ -1,32 +1,31 @@
-"""Time of one step of relaxation by DefiNet of default size, untrained, neighbour search included.
+"""Time of one step of relaxation by the networks that come with the package, neighbour search included.
 
     OMP_NUM_THREADS=1 .venvs/main/bin/python tests/bench/definet.py [--cells 2 4]
 
-Rock salts of 8 n³ atoms with a tenth of the cations replaced. Wall and processor time of the fastest of three.
+Rock salts of 8 n³ atoms with a tenth of the cations replaced, no force constants. Wall and processor time of the
+fastest of three.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
-import torch
 from ase.build import bulk
 
-from defectnet.definet.corrections import Corrections
-from defectnet.definet.fit import Trained
+from defectnet.definet.fit import load_trained
 from defectnet.definet.relax import relax_in_one_step
-from defectnet.models.definet import DefiNet
 
 
 def main() -> None:
     """Print a line per size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, nargs="+", default=[2, 4])
-    torch.manual_seed(0)
-    trained = Trained(DefiNet(), 1.0, Corrections(), {}, {})
-    print(f"{sum(parameter.numel() for parameter in trained.models[0].parameters())} parameters")
+    trained = load_trained(Path("models/definet/checkpoint.pt"))
+    size = sum(parameter.numel() for parameter in trained.models[0].parameters())
+    print(f"{len(trained.models)} networks of {size} parameters")
     for n in parser.parse_args().cells:
         host = bulk("NaCl", "rocksalt", a=5.64, cubic=True) * (n, n, n)
         doped = host.copy()
