@@ -4,8 +4,8 @@
 
 Single defects of data/reference/relaxations.h5 that the networks in models/definet have not seen are relaxed by another
 potential at the lattice of the file, and so are their hosts, whose own moves are taken off. Errors are from the
-positions by the potential of the file, as the mean over cells of the mean |component|; wall times are of this run, on one thread,
-in which the network has the force constants of the host and is told the forces on the unrelaxed cell.
+positions by the potential of the file, as the mean over cells of the mean |component|; wall times are of this run, on
+one thread, in which the network has the force constants of the host and is told the forces on the unrelaxed cell.
 """
 
 from __future__ import annotations
