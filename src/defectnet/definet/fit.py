@@ -244,8 +244,9 @@ def _optimise(
             value = loss(model(crystals), displacements, crystals.numbers > 0)
             optimizer.zero_grad()
             value.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_MAX)
-            optimizer.step()
+            length = torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_MAX)
+            if length.isfinite():  # one cell beyond all bounds must not end a training
+                optimizer.step()
             step += 1
             _average(averaged, model, min(settings.averaging, (1 + step) / (10 + step)))
             total += value.item()
