@@ -128,7 +128,7 @@ class Calibration:
             if kind != "direct" or others:
                 self.work[kind].append((entry.host, terms(kind, size, config, needed), atoms * evaluations))
             # Left out: few evaluations, of which the first one of a job, or what is computed once besides, takes most.
-            if kind in ("defect", "direct", "probed"):
+            if kind in ("direct", "probed") or (kind == "defect" and "displacements" in header["quality"]):
                 spent = evaluations if kind == "defect" else header["quality"]["force_evaluations"]
                 key, rate = speed_key(config, header["cost"]["device"]), "products" if kind == "probed" else "forces"
                 self.speed[key][rate].append((entry.host, (spent, atoms * spent), wall))

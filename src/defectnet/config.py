@@ -226,9 +226,11 @@ class Relaxation(Block):
     )
 
     @model_validator(mode="after")
-    def _has_network(self) -> Relaxation:
+    def _startable(self) -> Relaxation:
         if self.start == "definet" and self.definet is None:
             raise ValueError("start: definet needs a network; give its checkpoint as relaxation.definet")
+        if self.start == "harmonic" and (self.optimizer != "LBFGS" or self.doped_cell):
+            raise ValueError("start: harmonic needs optimizer: LBFGS and doped_cell: false; or take start: unrelaxed")
         return self
 
 

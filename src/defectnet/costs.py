@@ -311,7 +311,8 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
     doped = len(plan.plans) if plan else config.supercells.cells_per_host
     cells, settings = config.supercells, config.superposition
     wanted = config.dopants.n_type + config.dopants.p_type + len(empty)
-    direct = min(doped, config.phonons.direct_per_host) if config.needs_library else doped
+    superposable = config.needs_library and settings.force_constants
+    direct = min(doped, config.phonons.direct_per_host) if superposable else doped
     others = np.array([other_dopants(one, plan.n_sites) for one in plan.plans]) if plan else _drawn(cells, wanted)
     of_direct, of_probed = (others[:direct], others[direct:]) if plan else (others, others)
 
@@ -335,7 +336,7 @@ def loads(size: Size, plan: HostPlan | None, config: Config, costs: Costs) -> li
         of_phonons.append(work("phonons_host", size.n_wide / size.n_sites))
     # Besides those that are asked for, every single substitution has two: of its mass only and of the whole defect.
     singles = sum(count for _, count in size.defects)
-    responses = singles * (2 if config.needs_library and settings.force_constants else 1)
+    responses = singles * (2 if superposable else 1)
     spectra = settings.superposed_per_host + settings.mass_only_per_host + responses
     probed = [work("probed", doped - direct), by_differences(doped - direct, of_probed, missed(of_probed))]
     return [

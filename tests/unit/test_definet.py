@@ -404,6 +404,8 @@ def test_answers_of_several_networks_are_averaged(pairs, trained):
 
 def test_each_of_several_networks_leaves_dopants_out(pairs, monkeypatch, tmp_path):
     """Every dopant of every host is unknown to one network, whose answer tells what is missed of it."""
+    host = Superposition(bulk("NaCl", "rocksalt", a=5.64), 2 * np.eye(3, dtype=int), np.zeros((2, 16, 3, 3)), [])
+    pairs = [replace(pair, lattice=host, forces=pair.displacements) for pair in pairs]
     seen, told = [], {}
 
     def optimise(model, training, *_):
@@ -420,6 +422,8 @@ def test_each_of_several_networks_leaves_dopants_out(pairs, monkeypatch, tmp_pat
     monkeypatch.setattr(fit, "_optimise", optimise)
     monkeypatch.setattr(fit, "predict_moves", answer)
     monkeypatch.setattr(fit.Corrections, "fit", classmethod(remember))
+    with pytest.raises(InputError, match="lower --members"):
+        train([pair for pair in pairs if pair.species <= {"Li", "Rb", "In"}], replace(SMALL, members=5), tmp_path)
     trained = load_trained(train(pairs, replace(SMALL, members=3), tmp_path))
     training = set(trained.parts["train"])
     for name in training:

@@ -27,7 +27,8 @@ def relax_batch(
     """Relax the pristine cell and every doped supercell of each host; what is on record is not computed again.
 
     Doped supercells start where ``relaxation.start`` says: displaced as the single defects of ``library`` predict,
-    where all that they need are there, or as a network does.
+    where all that they need are there, as a network does, or at their sites, with or without the host's force
+    constants.
     Arrays of a record: ``numbers`` [N], ``start_positions`` and ``positions`` [N, 3] (Å), ``start_cell`` and ``cell``
     [3, 3] (Å, rows), ``forces`` [N, 3] (eV/Å) that are left, and ``start_forces`` [N, 3] at the start positions if the
     relaxation began there; of a doped one also ``parent`` [N], the atom of the primitive cell.

@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Of the layout. A host is a group with ``primitive_numbers`` [n], ``primitive_positions`` [n, 3] and
 ``primitive_cell`` [3, 3] in Å, the supercell ``matrix`` [3, 3], its ``force_constants`` [n, N, 3, 3] in eV/Å² (rows of
-the primitive atoms), and of its P relaxations ``id``, ``numbers`` [P, N] (0 where vacant), ``displacements`` [P, N, 3]
-in Å, ``superposed`` [P, N, 3] in Å and ``forces`` [P, N, 3] in eV/Å (not a number where these are not known) and
-``stays``: the fields of :class:`~defectnet.definet.pairs.Pair`."""
+the primitive atoms), and of its P relaxations ``id``, ``also`` (names on a line each), ``numbers`` [P, N] (0 where
+vacant), ``displacements`` [P, N, 3] in Å, ``superposed`` [P, N, 3] in Å and ``forces`` [P, N, 3] in eV/Å (not a number
+where these are not known) and ``stays``: the fields of :class:`~defectnet.definet.pairs.Pair`."""
 
 
 def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
@@ -53,6 +53,7 @@ def _write_host(group: h5py.Group, lattice: Superposition, pairs: Sequence[Pair]
     rows = lattice.hessian.reshape(n, 3, n, 3).transpose(0, 2, 1, 3)[first]
     write_array(group, "force_constants", rows, np.float32)
     group["id"] = np.array([pair.id.encode() for pair in pairs])
+    group["also"] = np.array(["\n".join(pair.also).encode() for pair in pairs])
     group["stays"] = np.array([pair.stays for pair in pairs])
     write_array(group, "numbers", np.array([pair.numbers for pair in pairs]), np.uint8)
     write_array(group, "displacements", np.array([pair.displacements for pair in pairs]), np.float32)
@@ -102,8 +103,9 @@ def _read_host(group: h5py.Group) -> list[Pair]:
             lattice=lattice,
             forces=forces[k],
             stays=bool(stays[k]),
+            also=also.decode().split(),
         )
-        for k, name in enumerate(group["id"][()])
+        for k, (name, also) in enumerate(zip(group["id"][()], group["also"][()], strict=True))
     ]
 
 

@@ -66,7 +66,10 @@ def train(
     layers: Annotated[int, typer.Option(min=1, help="Rounds of message passing.")] = 2,
     radial: Annotated[int, typer.Option(min=2, help="Radial functions of each of two kinds.")] = 12,
     cutoff: Annotated[float, typer.Option(min=1, help="Farthest neighbours in Å.")] = 4.5,
-    members: Annotated[int, typer.Option(min=1, help="Networks that are trained alike; answers are averaged.")] = 1,
+    members: Annotated[
+        int,
+        typer.Option(min=1, help="Networks to average; of three or more, each leaves out some dopants."),
+    ] = 1,
     batch_size: Annotated[int, typer.Option(min=1, help="Cells per gradient step.")] = 8,
     learning_rate: Annotated[float, typer.Option(min=1e-6, help="Largest step size.")] = 3e-3,
     patience: Annotated[int, typer.Option(min=1, help="Epochs without improvement before it stops.")] = 20,

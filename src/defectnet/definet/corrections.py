@@ -1,8 +1,8 @@
 """What the network still misses in hosts that it knows, from what it misses of their other single defects.
 
-Dopants on one site move its surroundings in much the same few patterns. What the network leaves of those that it has
-been trained on is carried over to others by Gaussian process regression over the properties of elements, and added
-for each defect of a cell, as single defects are superposed.
+Dopants on one site move its surroundings in much the same few patterns. What the network leaves of the training data
+(of several networks, the one that has not seen a dopant) is carried over to others by Gaussian process regression over
+the properties of elements, and added for each defect of a cell, as single defects are superposed.
 """
 
 from __future__ import annotations

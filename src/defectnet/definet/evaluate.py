@@ -46,11 +46,11 @@ def evaluate(
     """Score a network on every part that it has not seen, and write ``output`` (JSON); returns its rows.
 
     A row is one of the parts :data:`~defectnet.definet.parts.TESTS`, of all pairs, of those in which the atoms stay on
-    their sites, or of those that can be superposed, and one group of :data:`DEFECTS`. ``X_mae_A`` is the mean of the
-    pairs' mean |component| in Å, and ``X_mae_within_3A``, ``X_mae_within_5A`` of the atoms near a defect, for every X
-    of :data:`ANSWERS`; null where an answer is not known. ``error_ratio`` is the mean length of the errors over the
-    mean expected one, ``error_rank`` Spearman's correlation of the two over atoms. Where ``force_calls`` of pairs were
-    counted, by start, there is their median ``force_calls_X`` for every X of
+    their sites, those whose forces are known, or those that can be superposed, and one group of :data:`DEFECTS`.
+    ``X_mae_A`` is the mean of the pairs' mean |component| in Å, and ``X_mae_within_3A``, ``X_mae_within_5A`` of the
+    atoms near a defect, for every X of :data:`ANSWERS`; null where an answer is not known. ``error_ratio`` is the mean
+    length of the errors over the mean expected one, ``error_rank`` Spearman's correlation of the two over atoms. Where
+    ``force_calls`` of pairs were counted, by start, there is their median ``force_calls_X`` for every X of
     :data:`~defectnet.definet.force_calls.STARTS`, and the number ``relaxed`` of these pairs.
 
     Raises :class:`InputError` if the pairs are not those that the network was trained on.
@@ -74,6 +74,7 @@ def evaluate(
         kinds = {
             "all": scores,
             "stay": [score for score in scores if score["stays"]],
+            "told": [score for score in scores if score["harmonic_mae_A"] is not None],
             "superposed": [score for score in scores if score["superposed_mae_A"] is not None],
         }
         for kind, some in kinds.items():
@@ -94,6 +95,7 @@ def _score(trained: Trained, radii: Callable[[Pair], np.ndarray], pair: Pair) ->
     harmonic = None
     if pair.lattice is not None and pair.forces is not None:
         harmonic = (green_of(pair.lattice).numpy() @ pair.forces.ravel()).reshape(-1, 3)
+        harmonic -= harmonic[pair.atoms].mean(axis=0)
     answers = found, blind, np.zeros_like(found), radii(pair), harmonic, pair.superposed
     distances = get_distances(pair.positions, pair.positions[pair.defects], cell=pair.cell, pbc=True)[1].min(axis=1)
     score: dict[str, Any] = {"defects": int(pair.defects.sum()), "stays": pair.stays}

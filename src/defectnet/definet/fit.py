@@ -113,7 +113,9 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
     parts = deal(pairs, settings.validation_fraction, settings.test_fraction, settings.seed)
     for name in ("train", "validation"):
         parts[name] = np.array([k for k in parts[name] if _moved_A(pairs[k]) <= settings.farthest_A])
-    about = {"settings": asdict(settings), "data": _digest(pairs), "version": __version__}
+    about = {
+        "format": CHECKPOINT_FORMAT, "settings": asdict(settings), "data": _digest(pairs), "version": __version__,
+    }  # fmt: skip
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     log.info("pairs: %s (%s)", ", ".join(f"{len(index)} {name}" for name, index in parts.items()), device)
     training, validation = (
@@ -140,8 +142,9 @@ def train(pairs: Sequence[Pair], settings: Settings, output: Path) -> Path:
             np.linalg.norm(found - pair.displacements, axis=1)[pair.atoms].mean() / error[pair.atoms].mean()
             for (found, error), pair in zip(moves, judged.pairs, strict=True)
         ]
-        answers = [predict_moves(some, graph)[0] for some, graph in zip(strangers, known.graphs, strict=True)]
-        corrections[told] = Corrections.fit(known.pairs, answers)
+        whom = [k for k, pair in enumerate(known.pairs) if pair.forces is not None or not told]
+        answers = [predict_moves(strangers[k], known.graphs[k])[0] for k in whom]
+        corrections[told] = Corrections.fit([known.pairs[k] for k in whom], answers)
     content = {
         "format": CHECKPOINT_FORMAT,
         "config": models[0].config,
@@ -236,7 +239,7 @@ def _optimise(
         # Every epoch has its own generator, so that resuming needs no generator state.
         stream = torch.manual_seed(_seed(settings, f"network {member}, epoch {epoch}"))
         model.train()
-        total = 0.0
+        total, skipped = 0.0, 0
         steps = -(-len(training.pairs) // settings.batch_size)
         for crystals, displacements in training.batches(settings.batch_size, stream):
             for group in optimizer.param_groups:
@@ -247,9 +250,11 @@ def _optimise(
             length = torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_MAX)
             if length.isfinite():  # one cell beyond all bounds must not end a training
                 optimizer.step()
+                total += value.item()
+            else:
+                skipped += 1
             step += 1
             _average(averaged, model, min(settings.averaging, (1 + step) / (10 + step)))
-            total += value.item()
         error = float(np.mean([
             _mean_error([predict_moves([averaged.eval()], graph)[0] for graph in judged.graphs], judged)
             for judged in (validation.told(False), validation.told(True))
@@ -258,6 +263,10 @@ def _optimise(
             raise InputError(f"training diverged in epoch {epoch}; lower --learning-rate")
         seconds = time.monotonic() - began
         best["history"].append([epoch, total / steps, error, seconds])
+        if skipped:
+            log.warning(
+                "network %d, epoch %d: %d of %d steps left out, no finite gradient", member, epoch, skipped, steps
+            )
         if error < best["error"]:
             weights = {name: value.detach().cpu().clone() for name, value in averaged.state_dict().items()}
             best.update(epoch=epoch, error=error, weights=weights)
@@ -285,7 +294,8 @@ def _folds(pairs: Sequence[Pair], settings: Settings) -> np.ndarray:
     """[P] the network that does not see a training pair, or :data:`NO_FOLD`.
 
     With three networks or more, each leaves out its share of the dopants of every host, as what a network misses of
-    those that it has seen says little about others. Only cells that hold nothing else are left out.
+    those that it has seen says little about others. Only cells that hold nothing else are left out, and none of a host
+    without force constants, where nothing is corrected.
     """
     if settings.members < 3:
         return np.full(len(pairs), NO_FOLD)
@@ -297,8 +307,11 @@ def _folds(pairs: Sequence[Pair], settings: Settings) -> np.ndarray:
         for host, dopants in species.items()
         for number, dopant in enumerate(generator(settings.seed, "definet", "folds", host).permutation(sorted(dopants)))
     }
-    left_out = [{fold[pair.host, dopant] for dopant in pair.species} for pair in pairs]
-    return np.array([some.pop() if len(some) == 1 else NO_FOLD for some in left_out])
+    left_out = [{fold[pair.host, dopant] for dopant in pair.species} if pair.lattice else set() for pair in pairs]
+    folds = np.array([some.pop() if len(some) == 1 else NO_FOLD for some in left_out])
+    if len(set(folds.tolist())) == 1 and folds[0] != NO_FOLD:
+        raise InputError(f"{len(pairs)} pairs are too few for {settings.members} networks; lower --members")
+    return folds
 
 
 def _seed(settings: Settings, purpose: str) -> int:
@@ -306,7 +319,8 @@ def _seed(settings: Settings, purpose: str) -> int:
 
 
 def _digest(pairs: Sequence[Pair]) -> str:
-    return digest(ids=[pair.id for pair in pairs], data=[digest(moved=pair.displacements) for pair in pairs])
+    data = [digest(moved=pair.displacements, forces=() if pair.forces is None else pair.forces) for pair in pairs]
+    return digest(ids=[pair.id for pair in pairs], data=data)
 
 
 def _table(history: list[list[float]]) -> str:

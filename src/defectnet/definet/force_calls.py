@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def count(checkpoint: Path, pairs: Sequence[Pair], configs: Sequence[Path], cell
                     if (name, start) in done:
                         continue
                     try:
-                        found = relax_doped(unrelaxed, job.potential.model, settings.relaxation, *guess).quality
+                        found = relax_doped(unrelaxed, job.potential.model, settings.relaxation, *guess()).quality
                         spent = found["relax_evaluations"] + OneStepStart.evaluations * (start == "warm")
                         line = (name, start, spent, found["converged"])
                     except PhysicsError as error:
@@ -103,15 +103,14 @@ def _sample(trained: Trained, pairs: Sequence[Pair], cells: int) -> list[str]:
 
 def _cell(
     trained: Trained, host: FinishedHost, potential: LazyModel, item: str
-) -> tuple[Atoms, dict[str, Guess | tuple[()]]]:
-    """The unrelaxed cell of a pair, and what is guessed of it by name of the start."""
+) -> tuple[Atoms, dict[str, Callable[[], Guess | tuple[()]]]]:
+    """The unrelaxed cell of a pair, and what guesses, by name of the start, where it goes."""
     plan = host.plan_of(item)
-    unrelaxed = apply(plan, host.lattice.folding.atoms)
-    guesses = {
-        "cold": (),
-        "hessian": HarmonicStart(host.lattice, "").guess(plan),
-        "warm": OneStepStart(trained, host.lattice, potential, "").guess(plan),
+    guesses: dict[str, Callable[[], Guess | tuple[()]]] = {
+        "cold": tuple,
+        "hessian": lambda: HarmonicStart(host.lattice, "").guess(plan),
+        "warm": lambda: OneStepStart(trained, host.lattice, potential, "").guess(plan),
     }
     if len(plan.sites) > 1 and host.library.digest(plan):  # of a single defect, it is the answer
-        guesses["superposed"] = host.library.guess(plan)
-    return unrelaxed, guesses
+        guesses["superposed"] = lambda: host.library.guess(plan)
+    return apply(plan, host.lattice.folding.atoms), guesses

@@ -81,6 +81,8 @@ def crystal_graph(
         raise InputError(
             f"atomic numbers must be 1 to {HEAVIEST}, 0 only at vacancies; got {sorted({*numbers, *host_numbers})}"
         )
+    if forces is not None and (np.shape(forces) != (n, 3) or not np.isfinite(forces).all()):
+        raise InputError(f"forces must be {n} finite vectors, one per site, 0 at vacancies")
     if abs(np.linalg.det(cell)) < 1e-6:
         raise InputError("the cell has no volume; give three lattice vectors that span space")
     target, source, vectors, lengths = primitive_neighbor_list(

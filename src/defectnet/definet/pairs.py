@@ -35,7 +35,7 @@ class Pair:
     superposed    : of a doped supercell, the same as the host's single defects predict it, or None if these are unknown
     lattice       : the perfect supercell with its force constants, or None where they are not known
     forces        : [N, 3] in eV/Å that the potential finds on the unrelaxed sites, 0 at vacancies, or None
-    stays         : whether every atom keeps its site (:data:`STAYS_A`) and, of a single defect, all modes are real
+    stays         : whether every atom keeps its site (:data:`STAYS_A`) and no mode that was computed is imaginary
     part          : of a published division: train, validation or test; empty if there is none
     also          : names of the same relaxation in other runs
     """

@@ -6,8 +6,8 @@ vacant; a vacancy stays in the graph as a ghost node) that gates the messages. W
 
 - A site knows the element that it holds *and* the one that the perfect host holds there, both by their properties.
 - Besides scalars, which describe the crystal, a node has a *disturbance*: channels that are zero where nothing was
-  replaced. Vectors arise from disturbances only, and messages are linear in both, like the response of a harmonic
-  crystal, with coefficients that depend on everything else. So a perfect crystal does not move, exactly.
+  replaced. Vectors arise from disturbances and forces only, and messages are linear in both, like the response of a
+  harmonic crystal, with coefficients that depend on everything else. So a perfect crystal at rest does not move.
 - Where the host's force constants are known, the network also says Kanzaki forces, those that would displace the
   perfect harmonic crystal as the defects do, and the lattice Green's function says where these carry the atoms. So what
   is soft in a host, and how far a disturbance reaches there, need not be learned.
