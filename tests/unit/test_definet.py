@@ -177,9 +177,11 @@ def test_superposition_of_one_defect_is_its_relaxation(run):
 def test_collected_pairs_are_those_of_the_run(run, tmp_path):
     """What is read back, with the force constants of the hosts, is what the records say, but for single precision."""
     pairs = pairs_of_runs([run])
+    pairs[0].also.extend(["the same/NaCl/Li@Na0", "once more/NaCl/Li@Na0"])
     write_pairs(tmp_path / "pairs.h5", pairs)
     again = read_pairs(tmp_path / "pairs.h5")
     assert [(pair.id, pair.host, pair.stays) for pair in again] == [(pair.id, pair.host, pair.stays) for pair in pairs]
+    assert [pair.names for pair in again] == [pair.names for pair in pairs]
     assert any(pair.superposed is not None for pair in again)
     assert any(pair.forces is not None for pair in again)
     for pair, other in zip(pairs, again, strict=True):

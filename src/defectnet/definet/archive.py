@@ -44,20 +44,17 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> None:
 
 def _write_host(group: h5py.Group, lattice: Superposition, pairs: Sequence[Pair]) -> None:
     primitive, folding = lattice.primitive, lattice.folding
-    first = [int(np.flatnonzero(folding.parent == atom)[0]) for atom in range(len(primitive))]
-    n = len(folding)
     group["primitive_numbers"] = primitive.numbers.astype(np.uint8)
     group["primitive_positions"] = primitive.positions
     group["primitive_cell"] = primitive.cell.array
     group["matrix"] = folding.matrix.astype(np.int16)
-    rows = lattice.hessian.reshape(n, 3, n, 3).transpose(0, 2, 1, 3)[first]
-    write_array(group, "force_constants", rows, np.float32)
+    write_array(group, "force_constants", folding.compact(lattice.hessian), np.float32)
     group["id"] = np.array([pair.id.encode() for pair in pairs])
     group["also"] = np.array(["\n".join(pair.also).encode() for pair in pairs])
     group["stays"] = np.array([pair.stays for pair in pairs])
     write_array(group, "numbers", np.array([pair.numbers for pair in pairs]), np.uint8)
     write_array(group, "displacements", np.array([pair.displacements for pair in pairs]), np.float32)
-    unknown = np.full((n, 3), np.nan)
+    unknown = np.full((len(folding), 3), np.nan)
     for name in ("superposed", "forces"):
         values = [getattr(pair, name) for pair in pairs]
         write_array(group, name, np.array([unknown if one is None else one for one in values]), np.float32)
@@ -103,7 +100,7 @@ def _read_host(group: h5py.Group) -> list[Pair]:
             lattice=lattice,
             forces=forces[k],
             stays=bool(stays[k]),
-            also=also.decode().split(),
+            also=also.decode().splitlines(),  # a run's name may hold spaces
         )
         for k, (name, also) in enumerate(zip(group["id"][()], group["also"][()], strict=True))
     ]

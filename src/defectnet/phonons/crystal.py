@@ -114,11 +114,20 @@ class Folding:
 
     def hessian(self, compact: np.ndarray) -> np.ndarray:
         """Hessian [3N, 3N] from its rows [n, N, 3, 3] of the first atom of each parent, by translation symmetry."""
-        first = np.array([np.flatnonzero(self.parent == p)[0] for p in range(len(compact))])
-        away = self.lattice[None, :] - self.lattice[:, None] + self.lattice[first[self.parent]][:, None]
+        away = self.lattice[None, :] - self.lattice[:, None] + self.lattice[self._first[self.parent]][:, None]
         columns = self.index(np.broadcast_to(self.parent, away.shape[:2]), away)  # [N, N]
         blocks = compact[self.parent[:, None], columns]
         return blocks.transpose(0, 2, 1, 3).reshape(3 * len(self), 3 * len(self))
+
+    def compact(self, hessian: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`hessian`."""
+        n = len(self)
+        return hessian.reshape(n, 3, n, 3).transpose(0, 2, 1, 3)[self._first]
+
+    @cached_property
+    def _first(self) -> np.ndarray:
+        """[n] the first atom of each parent."""
+        return np.unique(self.parent, return_index=True)[1]
 
     def kept_by(self, rotation: np.ndarray) -> bool:
         """Whether an operation's integer rotation maps the supercell lattice onto itself."""
