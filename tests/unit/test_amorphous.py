@@ -119,6 +119,14 @@ def test_one_switched_bond_is_the_fourfold_defect(structures):
 
 
 @needs_lammps
+def test_switches_leave_every_atom_with_four_bonds():
+    """Thirteen of them; with this seed some of those that are tried would break a bond."""
+    network = Recipe(64, 0.2, None, copy=1, seed=1).make()
+    assert (coordination(network) == 4).all()
+    assert bond_angles(network).std() > 8
+
+
+@needs_lammps
 def test_a_quenched_melt_is_an_amorphous_network(structures):
     quenched = structures[1]
     assert coordination(quenched).mean() == pytest.approx(4, abs=0.2)

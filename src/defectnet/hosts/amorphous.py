@@ -36,7 +36,7 @@ from scipy.spatial.transform import Rotation
 
 from defectnet.errors import InputError
 from defectnet.files import write_atomically
-from defectnet.hosts.disorder import BOND_CUTOFF_A
+from defectnet.hosts.disorder import BOND_CUTOFF_A, coordination
 from defectnet.hosts.sheet import Host
 from defectnet.seeds import generator
 
@@ -229,7 +229,9 @@ def _host(recipe: Recipe, folder: Path) -> Host:
 def switch_bonds(simulation: Simulation, number: int, rng: np.random.Generator) -> Atoms:
     """Turn bonds of a crystal, chosen at random, by 90° about random axes, minimising the energy after each.
 
-    A switch after which the energy is that of the crystal, or what it was before, is not counted and taken back.
+    A switch is taken back, and not counted, after which the energy is that of the crystal, or what it was before, or
+    an atom has other than four bonds: Wooten, Winer & Weaire keep every atom fourfold, and where one is not,
+    germanium makes more bonds switch.
     """
     atoms = simulation.minimise(simulation.atoms)
     crystal_eV = energy_eV = simulation.energy_eV
@@ -244,7 +246,8 @@ def switch_bonds(simulation: Simulation, number: int, rng: np.random.Generator) 
         trial.positions[i] += arm - turned
         trial.positions[j] -= arm - turned
         trial = simulation.minimise(trial)
-        if min(abs(simulation.energy_eV - known) for known in (crystal_eV, energy_eV)) > SAME_ENERGY_EV:
+        moved = min(abs(simulation.energy_eV - known) for known in (crystal_eV, energy_eV)) > SAME_ENERGY_EV
+        if moved and (coordination(trial) == 4).all():
             atoms, energy_eV = trial, simulation.energy_eV
             done += 1
     return atoms
