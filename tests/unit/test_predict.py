@@ -1,6 +1,8 @@
 """An answer about a measured sample: what must not matter, what must, and what is refused."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from defectnet.phonons.pdos import bin_centers, pdos
 from defectnet.report.identification import identification_figure
 from defectnet.training import fit
 
+DOCS = Path(__file__).parents[2] / "docs" / "measured-spectra.md"
 FORMULAS = ["Si", "Ge", "GaAs", "MgO"]
 ASKED = ["In", "P", "Zn"]
 
@@ -136,16 +139,19 @@ def test_warnings(model, dataset):
 @pytest.mark.parametrize(
     ("formula", "candidates", "message"),
     [
-        ("Si(", ["Ge"], "--formula Si"),
-        ("", ["Ge"], "--formula"),
-        ("Xy2", ["Ge"], "Xy"),
-        ("Si", ["Xe"], "Xe: no element that the network knows"),
-        ("Si", [], "--candidates"),
+        ("GaSb(", ["Ge"], "--formula 'GaSb(': cannot be read; write the host's like GaAs or MgB2"),
+        ("", ["Ge"], "--formula '': cannot be read; write the host's like GaAs or MgB2"),
+        ("GASB", None, "--formula GASB: the network knows no G, A; it knows H, Li, …"),
+        ("Xe", ["Ge"], "--formula Xe: the network knows no Xe; it knows H, Li, …"),
+        ("GaSb", ["Ge", "Xe"], "--candidates: the network knows no Xe; it knows H, Li, …"),
+        ("GaSb", ["Ge", "Ga"], "--candidates: Ga is in GaSb undoped; name what may replace its elements"),
+        ("GaSb", [], "--candidates: names no dopant; list some, separated by commas"),
     ],
 )
-def test_nonsense_is_refused(model, formula, candidates, message):
-    with pytest.raises(InputError, match=message):
+def test_nonsense_is_answered_as_documented(model, formula, candidates, message):
+    with pytest.raises(InputError, match=re.escape(message.rstrip("…"))):
         predict(model, measured("Si"), measured("Si", {0: "Ge"}), formula, candidates)
+    assert f"`{message}`" in DOCS.read_text()
 
 
 def test_published_networks_and_unknown_hosts_are_refused(dataset, tmp_path):

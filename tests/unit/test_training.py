@@ -212,7 +212,7 @@ def test_damaged_checkpoints_are_refused(runs, tmp_path):
         with pytest.raises(RecordError, match="not a checkpoint of this version"):
             fit.load_checkpoint(damaged)
     torch.save(fit.load_checkpoint(runs[0] / "checkpoint.pt").models[0], damaged)  # a pickle that could run code
-    with pytest.raises(RecordError, match="not a readable checkpoint"):
+    with pytest.raises(RecordError, match="neither tensors nor plain values"):
         fit.load_checkpoint(damaged)
     with pytest.raises(InputError, match="no such checkpoint"):
         fit.load_checkpoint(tmp_path / "absent.pt")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -201,23 +201,31 @@ def _asked(
     """Composition of the host, and the dopants that are asked about."""
     try:
         composition = Composition(formula).fractional_composition.get_el_amt_dict()
-    except ValueError as error:
-        raise InputError(f"--formula {formula}: {error}; write it like GaAs or MgB2") from None
-    if not composition:
-        raise InputError("--formula: is empty; write the host's like GaAs or MgB2")
+    except ValueError:
+        raise InputError(f"--formula '{formula}': cannot be read; write the host's like GaAs or MgB2") from None
+    _check_known(f"--formula {formula}", composition, trained)
+    computed = [] if known is None else [SYMBOLS[index] for index in known.responses.elements[0] if index >= 0]
     if candidates is not None:
         asked = list(dict.fromkeys(candidates))
     elif known is not None:
-        asked = [SYMBOLS[index] for index in known.responses.elements[0] if index >= 0]
+        asked = computed
     else:
         asked = [one.dopant for one in propose(formula, PROPOSED, trained.vocabulary)]
-    if unknown := sorted({*composition, *asked} - set(trained.vocabulary)):
-        raise InputError(
-            f"{', '.join(unknown)}: no element that the network knows; it knows {', '.join(trained.vocabulary)}"
-        )
     if not asked:
         raise InputError("--candidates: names no dopant; list some, separated by commas")
+    _check_known("--candidates", asked, trained)
+    # An element of the host on the site of another is a dopant only where a dataset says which site that is.
+    if own := [symbol for symbol in asked if symbol in composition and symbol not in computed]:
+        raise InputError(f"--candidates: {', '.join(own)} is in {formula} undoped; name what may replace its elements")
     return composition, asked
+
+
+def _check_known(where: str, symbols: Collection[str], trained: Checkpoint) -> None:
+    """Raises :class:`InputError` for elements that the network does not know."""
+    if unknown := [symbol for symbol in symbols if symbol not in trained.vocabulary]:
+        raise InputError(
+            f"{where}: the network knows no {', '.join(unknown)}; it knows {', '.join(trained.vocabulary)}"
+        )
 
 
 def _on_axis(spectrum: MeasuredSpectrum, edges_meV: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

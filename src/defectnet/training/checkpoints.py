@@ -51,7 +51,8 @@ def load(path: Path, command: str = "defectnet train") -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint; make it with `{command}`") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise RecordError(
-            f"{path}: not a readable checkpoint ({reason(error)}); delete it and rerun `{command}`"
+            f"{path}: not a readable checkpoint ({reason(error)}); name a checkpoint.pt, or rerun `{command}` if this "
+            "one is damaged"
         ) from None
     return content if isinstance(content, dict) else {}
 
@@ -72,5 +73,7 @@ def load_state(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def reason(error: Exception) -> str:
-    """Kind and first line: PyTorch explains itself in paragraphs."""
+    """Kind and first line: PyTorch explains itself in paragraphs, and advises to run code in what it cannot read."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "neither tensors nor plain values in it"
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
