@@ -6,8 +6,9 @@ MODELS is a folder of networks of the host split, trained on the dataset KNOWN. 
 test part: every direct spectrum that the dataset OTHER has of them is written as an instrument would show it, with its
 pristine one, and asked about with nothing known of the host, with what KNOWN has of it, and with that and the axis
 calibrated on the pristine spectrum. OTHER may be KNOWN: then it is the test without a change of potential. Prints root
-mean squared and mean errors and the bias in at.%, the share of 90 % intervals that hold the truth, how many were
-refused, and the seconds that an answer takes; first for all, then for crystals whose atoms moved less than 0.5 Å.
+mean squared and mean errors and the bias in at.%, that by true concentration, the share of 90 % intervals that hold the
+truth, how many answers came with a warning, how many were refused, and the seconds that one takes; first for all, then
+for crystals whose atoms moved less than 0.5 Å.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,7 @@ from defectnet.progress import track
 from defectnet.training.fit import PARTS, load_checkpoint
 
 MOVED_A = 0.5
+RANGES_at = (0, 5, 10, 15, 100)
 CASES = ("nothing known", "host known", "axis calibrated")
 
 
@@ -100,17 +103,23 @@ def main() -> None:
                 seconds[case].append(time.perf_counter() - began)
                 for one in found.dopants:
                     true = blind.truth.get(one.element, 0.0)
-                    told[case].append((true, one.concentration, one.low <= true <= one.high, blind.moved_A))
+                    inside = one.low <= true <= one.high
+                    told[case].append((true, one.concentration, inside, bool(found.warnings), blind.moved_A))
     for limit in (np.inf, MOVED_A):
         print(f"\n{sum(blind.moved_A < limit for blind in asked)} spectra, atoms moved by less than {limit} Å")
         for case, rows in told.items():
-            true, amount, inside, _ = np.array([row for row in rows if row[3] < limit]).T
+            true, amount, inside, warned, _ = np.array([row for row in rows if row[4] < limit]).T
             off = 100 * (amount - true)
             print(
                 f"{case:16s} RMSE {np.sqrt(np.mean(off**2)):.2f} (mean alone {100 * true.std():.2f}), "
                 f"MAE {np.abs(off).mean():.2f}, bias {off.mean():+.2f}, {inside.mean():.0%} covered, "
-                f"{refused[case]} refused in all, {np.median(seconds[case]):.1f} s"
+                f"{warned.mean():.0%} warned of, {refused[case]} refused in all, {np.median(seconds[case]):.1f} s"
             )
+            for low, high in pairwise(RANGES_at):
+                if (part := (100 * true > low) & (100 * true <= high)).any():
+                    rmse = np.sqrt(np.mean(off[part] ** 2))
+                    means = f"{100 * true[part].mean():.1f} at.% is read as {100 * amount[part].mean():.1f}"
+                    print(f"    {part.sum()} of {low} to {high} at.%: {means}, RMSE {rmse:.2f}")
 
 
 if __name__ == "__main__":

@@ -338,11 +338,12 @@ def test_networks_of_the_study_of_germanium_are_as_written():
     root = Path(__file__).parents[2]
     config = load_config(root / "config/sige.yaml")
     hosts = read_sheet(root / config.hosts.sheet)
-    made = recipes(24, switches=(0.1, 0.2), seed=1)
+    made = recipes(30, switches=(0.1, 0.2), seed=1)
     assert [(host.id, host.family) for host in hosts] == [(recipe.id, recipe.family) for recipe in made]
     for host, recipe in zip(hosts, made, strict=True):
         written, built = read(root / "config/hosts/amorphous-si" / f"{host.id}.extxyz"), host.build()
         assert len(built) == len(written) == 64
         assert written.info["density"] == recipe.density
+        assert recipe.switches is None or (coordination(written) == 4).all()
         lengths = [np.sort(neighbor_list("d", atoms, 4.5)) for atoms in (written, built.to_ase_atoms())]
         np.testing.assert_allclose(*lengths, atol=1e-4)
