@@ -212,7 +212,9 @@ class Relaxation(Block):
     fmax_eV_per_A: float = Field(0.01, gt=0, le=1, description="Largest residual force on any atom.")
     steps_max: int = Field(500, ge=1, description="Optimiser steps before a structure counts as not converged.")
     optimizer: Literal["LBFGS", "FIRE"] = Field(
-        "LBFGS", description="ASE optimiser; where force constants are known beforehand, BFGS with these for LBFGS."
+        "LBFGS",
+        description="ASE optimiser; LBFGS: FIRE takes over after 150 steps, and where force constants are known "
+        "beforehand it is BFGS with these.",
     )
     host_cell: bool = Field(True, description="Relax the lattice of the pristine host as well as its positions.")
     doped_cell: bool = Field(False, description="Relax the lattice of doped supercells (off: dilute limit).")

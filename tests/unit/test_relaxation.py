@@ -5,6 +5,7 @@ from ase.build import bulk
 from ase.spacegroup import crystal
 from fakes import Broken, Wrapped, exact_hessian, rock_salt
 
+from defectnet import relaxation
 from defectnet.batches import atoms_of
 from defectnet.config import Relaxation
 from defectnet.errors import PhysicsError
@@ -173,6 +174,22 @@ def test_running_out_of_steps_is_no_error(model, doped, optimizer, steps):
     assert relaxed.quality["relax_steps"] == steps
     assert relaxed.quality["residual_force_eV_per_A"] > 0.01
     assert energy(model, relaxed.atoms) < energy(model, doped)
+
+
+@pytest.mark.parametrize("steps", [5, 500])
+def test_fire_goes_on_where_lbfgs_gets_nowhere(model, doped, monkeypatch, steps):
+    """To the same minimum, and no step is given twice."""
+    expected = relax_doped(doped, model, Relaxation(fmax_eV_per_A=1e-3))
+    monkeypatch.setattr(relaxation, "LBFGS_STEPS_MAX", 3)
+    relaxed = relax_doped(doped, model, Relaxation(fmax_eV_per_A=1e-3, steps_max=steps))
+    assert relaxed.quality["converged"] == (steps > 5)
+    if steps == 5:
+        assert relaxed.quality["relax_steps"] == steps
+        assert relaxed.quality["energy_eV_per_atom"] > expected.quality["energy_eV_per_atom"]
+    else:
+        assert 3 < expected.quality["relax_steps"] < relaxed.quality["relax_steps"] < steps
+        energies = [each.quality["energy_eV_per_atom"] for each in (relaxed, expected)]
+        assert energies[0] == pytest.approx(energies[1], abs=1e-5)
 
 
 def test_atoms_on_top_of_each_other(model, doped):
