@@ -31,7 +31,7 @@ from defectnet.files import write_atomically
 
 log = logging.getLogger(__name__)
 
-PHYSICS_VERSION = 4
+PHYSICS_VERSION = 5
 """Part of every key. Raise it when a change of the code changes the numbers that a stage computes."""
 
 

@@ -51,7 +51,7 @@ from defectnet.phonons.library import single_defect
 from defectnet.phonons.modes import diagonalise
 from defectnet.phonons.probing import probe
 from defectnet.phonons.superposition import Superposition
-from defectnet.records import PHYSICS_VERSION, RecordStore, write_manifest
+from defectnet.records import RecordStore, write_manifest
 from defectnet.relaxation import relax_doped, relax_host
 from defectnet.report.figures import figures
 from defectnet.supercells import SUBLATTICE_FRACTION_MAX, Plan, apply, plan_host, plan_substitutions
@@ -60,22 +60,6 @@ from defectnet.training.fit import load_checkpoint, train
 
 CANDIDATES = [("F", "O"), ("Cl", "O"), ("Cr", "Mg"), ("Na", "Mg"), ("Li", "Mg"), ("K", "Mg")]
 PLANS = [((5, 6), ("Cr", "Li")), ((14,), ("F",))]
-KEYS = {
-    "library/F@Cl1": "2ea05ea704d1702a",
-    "library/K@Na0": "399a66f6911df0f9",
-    "relax/pristine": "0c89353bdb6cb143",
-    "relax/doped-0": "b5c182abc7e09770",
-    "relax/doped-1": "1161d83c1d9c577d",
-    "phonons/pristine": "51839a4dad09ed3e",
-    "phonons/pristine-wide": "acb52010a22c98f0",
-    "phonons/doped-0": "af1435a22138fe8e",
-    "phonons/doped-1": "c9d8a285d3aa5721",
-    "superposed/comparison": "280b0862b2b56960",
-    "superposed/responses": "15e5ecc504ae56b1",
-    "superposed/mass_only-0": "42677802a41d314e",
-    "superposed/superposed-0": "c947797d0e7c4624",
-}
-
 ONE = np.eye(3, dtype=int)
 TIGHT, FINE = Relaxation(fmax_eV_per_A=1e-4), Phonons(displacement_A=1e-3)
 MGO = rock_salt("MgO", "Mg", "O", 4.21)
@@ -505,13 +489,6 @@ def test_vacancies_of_an_element_that_no_host_has_are_refused(tmp_path):
     config = parse_config({"hosts": {"sheet": str(sheet)}, "dopants": {"vacancies": ["Mg", "S"]}}, "test")
     with pytest.raises(InputError, match=r"dopants\.vacancies: no host of .*hosts\.tsv contains S;"):
         list(check(config, with_potential=False))
-
-
-@pytest.mark.skipif(PHYSICS_VERSION != 4, reason="the keys are those of physics version 4")
-def test_keys_of_runs_without_vacancies_stay_what_they_were(tmp_path):
-    """Keys that were written before there were vacancies."""
-    found = Run(settings_of(tmp_path)).entries
-    assert {f"{stage}/{entry.item}": entry.key[:16] for stage in found for entry in found[stage]} == KEYS
 
 
 # Networks, evaluation, figures and answers, on spring crystals of which one has vacancies.
