@@ -13,7 +13,6 @@ from scipy.stats import norm
 
 from defectnet.config import Dopants
 from defectnet.dataset.samples import Responses, Samples
-from defectnet.dopants import propose
 from defectnet.elements import SYMBOLS, element_vector, index_of, width_of
 from defectnet.errors import InputError
 from defectnet.experiments.known import KnownHost
@@ -210,6 +209,8 @@ def _asked(
     elif known is not None:
         asked = computed
     else:
+        from defectnet.dopants import propose  # a second to import, and needed without a list only
+
         asked = [one.dopant for one in propose(formula, PROPOSED, trained.vocabulary)]
     if not asked:
         raise InputError("--candidates: names no dopant; list some, separated by commas")
