@@ -137,9 +137,8 @@ def _relax(
             optimizer = _optimizer(name, degrees, None if relax_cell else hessian)
             for converged in optimizer.irun(fmax=settings.fmax_eV_per_A, steps=most):  # noqa: B007
                 _require_intact(atoms, start, steps + optimizer.nsteps)
-                if displacement_max_A is not None and (moved := _displacement_max(atoms, start)) > displacement_max_A:
-                    allowed = f"{displacement_max_A:g} Å are allowed"
-                    raise PhysicsError(f"an atom leaves its site: {moved:.2f} Å away, {allowed}")
+                if displacement_max_A is not None:
+                    _require_on_sites(atoms, start, displacement_max_A)
             steps += optimizer.nsteps
             if converged:
                 break
@@ -199,6 +198,12 @@ def _optimizer(name: str, degrees: Atoms | FrechetCellFilter, hessian: np.ndarra
     curvatures, modes = np.linalg.eigh(hessian)
     optimizer.H0 = (modes * np.maximum(np.abs(curvatures), CURVATURE_MIN_eV_PER_A2)) @ modes.T
     return optimizer
+
+
+def _require_on_sites(atoms: Atoms, start: Atoms, allowed_A: float) -> None:
+    """Raise :class:`PhysicsError` when an atom is farther than allowed from where it started."""
+    if (moved := _displacement_max(atoms, start)) > allowed_A:
+        raise PhysicsError(f"an atom leaves its site: {moved:.2f} Å away, {allowed_A:g} Å are allowed")
 
 
 def _require_intact(atoms: Atoms, start: Atoms, step: int) -> None:

@@ -32,8 +32,8 @@ from defectnet.experiments.resolution import parse_resolution
 from defectnet.experiments.simulate import Instrument, simulate_measurement
 from defectnet.progress import track
 from defectnet.training.fit import PARTS, load_checkpoint
+from defectnet.training.metrics import LEFT_SITE_A
 
-MOVED_A = 0.5
 RANGES_at = (0, 5, 10, 15, 100)
 CASES = ("nothing known", "host known", "axis calibrated")
 
@@ -105,7 +105,7 @@ def main() -> None:
                     true = blind.truth.get(one.element, 0.0)
                     inside = one.low <= true <= one.high
                     told[case].append((true, one.concentration, inside, bool(found.warnings), blind.moved_A))
-    for limit in (np.inf, MOVED_A):
+    for limit in (np.inf, LEFT_SITE_A):
         print(f"\n{sum(blind.moved_A < limit for blind in asked)} spectra, atoms moved by less than {limit} Å")
         for case, rows in told.items():
             true, amount, inside, warned, _ = np.array([row for row in rows if row[4] < limit]).T
